@@ -1,0 +1,63 @@
+# One environment, .venv in this folder, made on first use; every target may be repeated.
+#   make install      the package, editable, with what the examples and tests need
+#   make train        the main job: LeNet on real digits      (ARGS="--model mlp --out out/mlp")
+#   make test         all tests                                (ARGS="-k name")
+#   make test-fast    the tests of the inner loop
+#   make lint         ruff and pyright
+#   make peers        an environment of their own for JAX, Optax and Flax (.peers)
+#   make golden       record the values that tests compare with from these peers
+# make test TORCH=2.15.0 runs with another torch, in an environment of its own.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+ARGS ?=
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
+VENV := $(if $(filter $(PINNED),$(TORCH)),.venv,.venv-$(TORCH))
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+PEERS := .peers/.ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: install train test test-fast lint peers golden clean
+
+install: $(READY)
+
+# torch alone first: the pinned build decides which of its companions pip takes.
+$(READY): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),$(PINNED))
+	$(RUN) -m pip install --quiet -c constraints.txt torch
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+else
+	$(RUN) -m pip install --quiet torch==$(TORCH)
+	$(RUN) -m pip install --quiet -e ".[test]"
+endif
+	touch $@
+
+train: $(READY)
+	$(RUN) examples/train_image.py $(ARGS)
+
+test: $(READY)
+	$(RUN) -m pytest $(ARGS)
+
+test-fast: $(READY)
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+peers: $(PEERS)
+
+$(PEERS): tests/golden/requirements.txt
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet -r tests/golden/requirements.txt
+	touch $@
+
+golden: $(PEERS)
+	for script in tests/golden/record_*.py; do .peers/bin/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv .venv-* .peers build *.egg-info

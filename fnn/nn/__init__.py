@@ -1,0 +1,30 @@
+"""Layers: frozen dataclasses of configuration with two pure functions, `init` and `apply`."""
+
+from fnn.nn import initializers as initializers
+from fnn.nn._activations import elu as elu
+from fnn.nn._activations import gelu as gelu
+from fnn.nn._activations import leaky_relu as leaky_relu
+from fnn.nn._activations import log_softmax as log_softmax
+from fnn.nn._activations import relu as relu
+from fnn.nn._activations import selu as selu
+from fnn.nn._activations import sigmoid as sigmoid
+from fnn.nn._activations import silu as silu
+from fnn.nn._activations import softmax as softmax
+from fnn.nn._activations import softplus as softplus
+from fnn.nn._activations import tanh as tanh
+from fnn.nn._block import Block as Block
+from fnn.nn._containers import Container as Container
+from fnn.nn._containers import Parallel as Parallel
+from fnn.nn._containers import Residual as Residual
+from fnn.nn._containers import Sequential as Sequential
+from fnn.nn._conv import Conv2d as Conv2d
+from fnn.nn._dropout import Dropout as Dropout
+from fnn.nn._flatten import Flatten as Flatten
+from fnn.nn._layer import Function as Function
+from fnn.nn._layer import Layer as Layer
+from fnn.nn._linear import Linear as Linear
+from fnn.nn._norm import BatchNorm as BatchNorm
+from fnn.nn._norm import LayerNorm as LayerNorm
+from fnn.nn._pool import AdaptiveAvgPool2d as AdaptiveAvgPool2d
+from fnn.nn._pool import AvgPool2d as AvgPool2d
+from fnn.nn._pool import MaxPool2d as MaxPool2d

@@ -1,0 +1,276 @@
+"""Layers made of layers: `Sequential`, `Parallel`, `Residual`.
+
+A container's `params` is a dict with one entry for each child that has parameters, under the child's name;
+`state` likewise. Child `i` gets the key `random.fold_in(key, i)`, and only if it uses one: a fold is
+145 graph nodes. Sizes are inferred by running each child on meta tensors, in training mode so that every
+child is reached.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fnn import random, tree
+from fnn.nn._layer import Layer, Params, State, as_layer, expression, layer
+
+Children = tuple[tuple[str, Layer], ...]
+
+
+class Container(Layer):
+    """A layer whose field `children` holds named layers."""
+
+    children: Children
+
+    @property
+    def uses_key(self) -> bool:  # type: ignore[override]
+        return any(child.uses_key for _, child in self.children)
+
+    def with_children(self, children: Children) -> Container:
+        """The same container around other layers of the same names."""
+        clone = copy.copy(self)
+        object.__setattr__(clone, "children", children)
+        return clone
+
+
+@layer
+class Sequential(Container):
+    """Apply layers one after another: all inputs go to the first, one value to each later one.
+
+    `Sequential(a, b)` names its children "0", "1" as torch does; `Sequential({"conv": a, "head": b})` by the
+    dict's keys. Plain tensor functions are layers too.
+
+    Example:
+        >>> from fnn import nn, random
+        >>> net = nn.Sequential(nn.Linear(64), nn.relu, nn.Linear(10))
+        >>> params, state = net.init(random.key(0), torch.zeros(1, 784))
+        >>> net(params, torch.zeros(32, 784)).shape
+        torch.Size([32, 10])
+    """
+
+    children: Children
+
+    def __init__(self, *layers: Layer | Callable[..., Any] | dict[str, Any]):
+        object.__setattr__(self, "children", named_children("Sequential", layers))
+
+    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
+        nursery = Nursery(key)
+        xs = tree.abstract(xs)
+        for index, (name, child) in enumerate(self.children):
+            xs = (nursery.add(index, name, child, xs),)
+        return nursery.params, nursery.state
+
+    def apply(
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+    ) -> tuple[Any, State]:
+        run = Run(self, params, state, key, train)
+        for index, (name, child) in enumerate(self.children):
+            xs = (run(index, name, child, xs),)
+        return xs[0], run.new_state()
+
+    def __repr__(self) -> str:
+        return show_children("Sequential", self.children)
+
+
+@layer
+class Parallel(Container):
+    """Give all inputs to every branch: a tuple of the results, or a dict of them where the branches have names.
+
+    Example:
+        >>> from fnn import nn
+        >>> nn.Sequential(nn.Parallel(nn.Linear(8), nn.Linear(8)), lambda ys: torch.cat(ys, -1))
+        Sequential(Parallel(Linear(8), Linear(8)), <lambda>)
+    """
+
+    children: Children
+    named: bool = False
+
+    def __init__(self, *branches: Layer | Callable[..., Any] | dict[str, Any]):
+        object.__setattr__(self, "children", named_children("Parallel", branches))
+        object.__setattr__(self, "named", len(branches) == 1 and isinstance(branches[0], dict))
+
+    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
+        nursery = Nursery(key)
+        xs = tree.abstract(xs)
+        for index, (name, child) in enumerate(self.children):
+            nursery.add(index, name, child, xs)
+        return nursery.params, nursery.state
+
+    def apply(
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+    ) -> tuple[Any, State]:
+        run = Run(self, params, state, key, train)
+        ys = {name: run(index, name, child, xs) for index, (name, child) in enumerate(self.children)}
+        return (ys if self.named else tuple(ys.values())), run.new_state()
+
+    def __repr__(self) -> str:
+        return show_children("Parallel", self.children)
+
+
+@layer
+class Residual(Container):
+    """`body(x) + shortcut(x)`; without a shortcut, `body(x) + x`. Both must have one shape.
+
+    Example:
+        >>> from fnn import nn
+        >>> nn.Residual(nn.Sequential(nn.Linear(64), nn.relu), shortcut=nn.Linear(64))
+        Residual(Sequential(Linear(64), relu), shortcut=Linear(64))
+    """
+
+    children: Children
+
+    def __init__(self, body: Layer | Callable[..., Any], shortcut: Layer | Callable[..., Any] | None = None):
+        branches = {"body": body} if shortcut is None else {"body": body, "shortcut": shortcut}
+        object.__setattr__(self, "children", named_children("Residual", (branches,)))
+
+    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
+        nursery = Nursery(key)
+        xs = tree.abstract(xs)
+        for index, (name, child) in enumerate(self.children):
+            nursery.add(index, name, child, xs)
+        return nursery.params, nursery.state
+
+    def apply(
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+    ) -> tuple[Any, State]:
+        run = Run(self, params, state, key, train)
+        ys = [run(index, name, child, xs) for index, (name, child) in enumerate(self.children)]
+        left, right = ys[0], ys[1] if len(ys) == 2 else xs[0]
+        if left.shape != right.shape:
+            raise ValueError(
+                f"Residual: body gives shape {tuple(left.shape)}, the shortcut {tuple(right.shape)}; "
+                "give a shortcut layer that makes them equal"
+            )
+        return left + right, run.new_state()
+
+    def __repr__(self) -> str:
+        shown = [repr(self.children[0][1])] + [f"shortcut={child!r}" for _, child in self.children[1:]]
+        return expression("Residual", shown)
+
+
+class Nursery:
+    """Initialises children one by one and runs them on meta tensors to learn the next one's input."""
+
+    def __init__(self, key: Tensor):
+        random.check_key(key)
+        self.key = key
+        self.params: Params = {}
+        self.state: State = {}
+
+    def add(self, index: int, name: str, child: Layer, xs: tuple[Any, ...]) -> Any:
+        """Initialise `child` for the inputs `xs` (meta tensors); returns its output on the meta device."""
+        with Located(name, child):
+            params, state = child.init(random.fold_in(self.key, index), *xs)
+            if tree.leaves(params):
+                self.params[name] = params
+            if tree.leaves(state):
+                self.state[name] = state
+            return self.run(child, params, state, xs)
+
+    def run(self, child: Layer, params: Params, state: State, xs: tuple[Any, ...]) -> Any:
+        meta_key = torch.empty(2, dtype=torch.int32, device="meta")
+        with RefuseGlobalRandomness():
+            y, _ = child.apply(tree.abstract(params), tree.abstract(state), *xs, key=meta_key, train=True)
+        return y
+
+
+class Run:
+    """One application of a container's children: hands out params, state and keys, collects the new state."""
+
+    def __init__(self, container: Container, params: Params, state: State, key: Tensor | None, train: bool):
+        names = [name for name, _ in container.children]
+        for of, given in (("params", params), ("state", state)):
+            if not isinstance(given, dict):
+                raise TypeError(f"{type(container).__name__}: {of} must be a dict, got {type(given).__name__}")
+            for name in given:
+                if name not in names:
+                    raise ValueError(
+                        f"{type(container).__name__}: {of} has an unexpected entry {name!r}; its layers are {names}"
+                    )
+        self.params, self.state, self.key, self.train = params, state, key, train
+        self.changed: State = {}
+
+    def __call__(self, index: int, name: str, child: Layer, xs: tuple[Any, ...], turn: int = 0) -> Any:
+        """Apply a child; `turn` counts earlier calls of the same child, so that each draws its own numbers."""
+        key = None
+        if self.key is not None and child.uses_key:
+            key = random.fold_in(self.key, index)
+            if turn:
+                key = random.fold_in(key, turn)
+        state = self.changed.get(name, self.state.get(name, {}))
+        with Located(name, child):
+            y, new = child.apply(self.params.get(name, {}), state, *xs, key=key, train=self.train)
+        if name in self.state:
+            self.changed[name] = new
+        return y
+
+    def new_state(self) -> State:
+        """The state after all calls, in the order it came."""
+        return {name: self.changed.get(name, old) for name, old in self.state.items()}
+
+
+class Located:
+    """Prefixes an error raised inside with the path of the layer: ``layer '0.conv' Conv2d(6, 5): ...``."""
+
+    def __init__(self, name: str, child: Layer):
+        self.name, self.child = name, child
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception):
+            return
+        path, shown, message = getattr(error, "layer", (None, repr(self.child), str(error)))
+        path = self.name if path is None else f"{self.name}.{path}"
+        error.layer = (path, shown, message)  # type: ignore[attr-defined]
+        error.args = (f"layer {path!r} {shown}: {message}",)
+
+
+class RefuseGlobalRandomness(TorchDispatchMode):
+    """Raises where an operator draws from torch's global generator, which no key controls."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
+            raise TypeError(
+                f"{func} draws from torch's global generator, which no key controls; "
+                "use nn.Dropout, or a layer whose apply draws from `key` with fnn.random"
+            )
+        return func(*args, **kwargs)
+
+
+def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
+    """Attention carries the random tag for the sake of its dropout; without dropout it draws nothing."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[position] if position < len(args) else kwargs.get("dropout_p", argument.default_value)
+            return given == 0
+    return False
+
+
+def named_children(owner: str, layers: tuple[Any, ...]) -> Children:
+    """Children with their names: from one dict, or by position."""
+    if len(layers) == 1 and isinstance(layers[0], dict):
+        named = layers[0]
+    else:
+        named = {str(index): child for index, child in enumerate(layers)}
+    if not named:
+        raise ValueError(f"{owner} needs at least one layer")
+    for name in named:
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(f"{owner}: a layer's name must be a non-empty string without dots, got {name!r}")
+    return tuple((name, as_layer(child, name)) for name, child in named.items())
+
+
+def show_children(owner: str, children: Children) -> str:
+    if [name for name, _ in children] == [str(index) for index in range(len(children))]:
+        return expression(owner, [repr(child) for _, child in children])
+    entries = [f"{name!r}: {child!r}" for name, child in children]
+    body = expression("", entries)
+    return f"{owner}({{{body[1:-1]}}})"
