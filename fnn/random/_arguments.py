@@ -1,0 +1,61 @@
+"""What the functions of `fnn.random` accept: shapes, dtypes and bounds, checked with errors that name the argument."""
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def describe(value: object) -> str:
+    """What came, for an error: tensors by dtype and shape, the rest by type and value."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
+
+
+def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """`shape` as a tuple of sizes."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"`{name}` is a tuple of sizes such as (3,) or (), not {describe(shape)}.")
+    sizes = tuple(shape)
+    for size in sizes:
+        try:
+            operator.index(size)
+        except TypeError:
+            raise TypeError(f"`{name}` is a tuple of sizes such as (3,) or (), not {describe(shape)}.") from None
+        if size < 0:
+            raise ValueError(f"`{name}` has no negative sizes, not {sizes}.")
+    return sizes
+
+
+def check_dtype(function: str, dtype: torch.dtype, allowed: Sequence[torch.dtype]) -> None:
+    """Raise unless `dtype` is one that `function` draws."""
+    if dtype not in allowed:
+        names = ", ".join(str(one).removeprefix("torch.") for one in allowed)
+        raise TypeError(f"`dtype` of {function} is one of {names}, not {describe(dtype)}.")
+
+
+def check_broadcast(shape: tuple[int, ...], **parameters: Tensor) -> None:
+    """Raise unless the parameters broadcast to `shape` without changing it."""
+    for name, value in parameters.items():
+        fits = value.ndim <= len(shape) and all(
+            size in (1, given) for size, given in zip(reversed(value.shape), reversed(shape), strict=False)
+        )
+        if not fits:
+            raise ValueError(f"`{name}` of shape {tuple(value.shape)} does not broadcast to `shape` {tuple(shape)}.")
+
+
+def real_tensor(name: str, value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A real number or tensor as a tensor of `dtype`; a tensor keeps its gradient."""
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"`{name}` is a real number or a tensor of real numbers, not {describe(value)}.")
+        return value.to(dtype)
+    if not isinstance(value, (int, float)) and not isinstance(value, Real):
+        raise TypeError(f"`{name}` is a real number or a tensor of real numbers, not {describe(value)}.")
+    return torch.full((), value, dtype=dtype, device=device)

@@ -1,0 +1,74 @@
+"""Random bits of any shape: the hash of each element's position, and how a large draw is made in pieces."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fnn.random._arguments import check_dtype, check_shape
+from fnn.random._keys import check_key
+from fnn.random._threefry import encrypt, hash_words, signed
+
+_BITS_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+# Pieces of a draw that fit the cache [2M normals on 2 cores: 22 ns an element whole, NN ns so]; on other devices, pieces
+# that bound the memory of intermediate results. A power of two, so that no piece crosses a border of 2**31.
+_CPU_PIECE = 1 << 18
+_DEVICE_PIECE = 1 << 24
+
+# Up to this many words are cheaper as one operator than as a hundred tensor operations.
+_FEW = 32
+
+
+def bits(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.int32) -> Tensor:
+    """Uniform random bits.
+
+    key: (2,) int32. shape: of the result. dtype: an integer type; a signed one holds the same bits as the unsigned one of
+    its size, which is what JAX returns.
+    Returns `shape` of `dtype`. Raises TypeError for another dtype.
+
+    >>> fnn.random.bits(fnn.random.key(0), (2,))
+    tensor([ ...], dtype=torch.int32)
+
+    Source: `jax.random.bits`.
+    """
+    check_key(key)
+    shape = check_shape("shape", shape)
+    check_dtype("bits", dtype, _BITS_DTYPES)
+    if dtype.itemsize == 8:
+        drawn = draw(key, shape, lambda x0, x1: (x0.to(torch.int64) << 32) | (x1.to(torch.int64) & 0xFFFFFFFF))
+        return drawn if dtype == torch.int64 else drawn.view(dtype)
+    drawn = draw(key, shape, lambda x0, x1: x0 ^ x1)
+    if dtype.itemsize == 4:
+        return drawn if dtype == torch.int32 else drawn.view(dtype)
+    return drawn.to(dtype)
+
+
+def draw(key: Tensor, shape: tuple[int, ...], finish: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`finish(x0, x1)`, an elementwise function of the two words of each element, in `shape`.
+
+    An element's counter is its position, so pieces, one kernel, and `vmap` over keys all give the same bits.
+    """
+    count = math.prod(shape)
+    whole = torch.compiler.is_compiling() or key.is_meta or type(key) is not Tensor
+    piece = _CPU_PIECE if key.device.type == "cpu" else _DEVICE_PIECE
+    if whole or count <= piece:
+        return finish(*words(key, 0, count)).reshape(shape)
+    pieces = [finish(*words(key, start, min(piece, count - start))) for start in range(0, count, piece)]
+    return torch.cat(pieces).reshape(shape)
+
+
+def words(key: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """The two words, (count,) int32 each, of the counters from `start`."""
+    if key.is_meta:
+        return key.new_empty(count), key.new_empty(count)
+    k0, k1 = key.unbind()
+    if start == 0 and count > 2**31:
+        counter = torch.arange(count, dtype=torch.int64, device=key.device)
+        return encrypt(k0, k1, (counter >> 32).to(torch.int32), counter.to(torch.int32))
+    low = torch.arange(count, dtype=torch.int32, device=key.device)
+    if start == 0 and count <= _FEW and not torch.compiler.is_compiling():
+        x0, x1 = hash_words(key, low).unbind(-1)
+        return x0, x1
+    return encrypt(k0, k1, torch.full_like(k0, start >> 32), low + signed(start))

@@ -1,0 +1,98 @@
+"""Uniform integers."""
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fnn.random._arguments import check_broadcast, check_dtype, check_shape, describe
+from fnn.random._bits import bits
+from fnn.random._keys import check_key, split
+
+_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+def randint(
+    key: Tensor,
+    shape: Sequence[int],
+    minval: int | Tensor,
+    maxval: int | Tensor,
+    dtype: torch.dtype = torch.int32,
+) -> Tensor:
+    """Integers spread evenly over [minval, maxval).
+
+    key: (2,) int32. shape: of the result. minval, maxval: integers that `dtype` holds (`maxval` may be one more), or
+    integer tensors that broadcast to `shape`, clipped to what it holds; where those leave no number, minval is drawn.
+    dtype: int32, int64, int16, int8 or uint8.
+    Returns `shape` of `dtype`, equal to JAX's bit for bit. A number's probability is off by at most 2**-32 of its own for
+    spans up to 2**16, and by span / 2**32 beyond (int64: 2**-64 up to 2**32, and span / 2**64).
+    Raises TypeError for bounds that are no integers, ValueError for those that do not fit.
+
+    >>> fnn.random.randint(fnn.random.key(0), (3,), 0, 10)
+    tensor([...], dtype=torch.int32)
+
+    Source: `jax.random.randint`.
+    """
+    check_key(key)
+    shape = check_shape("shape", shape)
+    check_dtype("randint", dtype, _DTYPES)
+    least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    low, high = _bound("minval", minval, least, most), _bound("maxval", maxval, least, most + 1)
+    for name, bound in (("minval", low), ("maxval", high)):
+        if isinstance(bound, Tensor):
+            check_broadcast(shape, **{name: bound})
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        span = torch.where(torch.as_tensor(high > low), high - low, 1)
+    elif low < high:
+        span = high - low
+    else:
+        raise ValueError(f"`minval` is less than `maxval`, but {low} is not less than {high}.")
+    higher_key, lower_key = split(key)
+    if dtype == torch.int64:
+        if not isinstance(span, Tensor):
+            span = torch.full((), (span + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=key.device)
+        # As in 32 bits, below. Everything wraps, so that a span of 2**64 is 0.
+        multiplier = _remainder64(torch.full_like(span, 2**32), span)
+        multiplier = _remainder64(multiplier * multiplier, span)
+        higher, lower = (_remainder64(bits(k, shape, dtype), span) for k in (higher_key, lower_key))
+        return low + _remainder64(higher * multiplier + lower, span)
+    # The remainder by span of a number of 64 bits: (higher * 2**32 + lower) % span. Where span is more than 2**16, the
+    # square wraps to 0 in JAX, and higher does not count.
+    multiplier = (2**16 % span) ** 2 % 2**32 % span
+    offset = _unsigned(bits(lower_key, shape)) % span
+    if isinstance(multiplier, Tensor) or multiplier != 0:
+        offset = (_unsigned(bits(higher_key, shape)) % span * multiplier + offset) % span
+    return (low + offset).to(dtype)
+
+
+def _bound(name: str, value: int | Tensor, least: int, most: int) -> int | Tensor:
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.")
+        value = value.to(torch.int64)
+        return value if most > torch.iinfo(torch.int64).max - 1 else value.clamp(least, most)
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.") from None
+    if not least <= value <= most:
+        raise ValueError(f"`{name}` lies between {least} and {most} for this dtype, but is {value}.")
+    return value
+
+
+def _unsigned(word: Tensor) -> Tensor:
+    return word.to(torch.int64) & 0xFFFFFFFF
+
+
+def _remainder64(x: Tensor, span: Tensor) -> Tensor:
+    # x % span of unsigned numbers in int64; x where span is 0.
+    positive = torch.where(span > 0, span, 1)
+    doubled = ((x >> 1) & (2**63 - 1)) % positive * 2 + (x & 1)
+    small = torch.where(_below(doubled, positive), doubled, doubled - positive)
+    large = torch.where(_below(x, span) | (span == 0), x, x - span)
+    return torch.where(span > 0, small, large)
+
+
+def _below(x: Tensor, y: Tensor) -> Tensor:
+    return (x ^ -(2**63)) < (y ^ -(2**63))
