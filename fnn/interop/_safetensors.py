@@ -1,0 +1,273 @@
+"""Trees of tensors in safetensors files: written whole or not at all, and read back as the same tree.
+
+A leaf is stored under its path, such as ``"0.weight"``. The format itself keeps neither order nor nesting,
+so the tree's outline goes into the file's metadata as JSON: a leaf is ``null``, a container is
+``{"dict": [[key, child], ...]}``, ``{"list": [child, ...]}`` or ``{"tuple": [child, ...]}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Tree = Any
+Outline = Any
+
+OUTLINE = "fnn.tree"
+
+
+def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a tree of tensors into one safetensors file, names joined by dots.
+
+    tree: dicts, lists, tuples and NamedTuples, nested in any way, empty ones too; the leaves are tensors of any
+        shape, strides and device. Leaves that share memory are stored once each, and come back apart.
+    path: the file. It is written under a temporary name beside it, flushed to disk, then renamed, so an
+        interrupted save leaves the file that was there before as it was.
+    metadata: strings by name for the file's header; `safetensors.safe_open(path, "pt").metadata()` reads them.
+
+    `load_safetensors` says what comes back. Raises `TypeError` or `ValueError` that name the path for a leaf
+    that is no tensor, holds no data or has a dtype the format lacks, and for a key that is not a string, is
+    empty or has a dot in it; `OSError` that names the file where it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> save_safetensors({"1": {"weight": torch.ones(2)}, "0": (torch.zeros(()),)}, path)
+        >>> load_safetensors(path)
+        {'1': {'weight': tensor([1., 1.])}, '0': (tensor(0.),)}
+
+    Source: https://github.com/huggingface/safetensors
+    """
+    leaves: dict[str, Tensor] = {}
+    outline = _take_apart(tree, "", leaves)
+    header = _header(metadata)
+    header[OUTLINE] = json.dumps(outline, separators=(",", ":"))
+    _write(_independent(leaves), header, Path(os.path.realpath(path)))
+
+
+def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Tree:
+    """Read the tree that `save_safetensors` wrote: the same nesting, the same order, the same bits.
+
+    Dicts of every kind come back as dicts, lists as lists, tuples as tuples. A file cannot recreate a NamedTuple
+    type: it comes back as a dict of its fields, with the paths and the leaf order that it had, so
+    ``tree.unflatten(tree.flatten(like)[1], tree.leaves(loaded))`` puts the leaves into the containers of `like`.
+    A file that another program wrote comes back as nested dicts, split at the dots.
+
+    device: where the tensors go, the CPU by default. They own their memory and need no gradient.
+
+    Raises errors that name the file: `OSError` where it is missing or may not be read, and `ValueError` where it is
+    damaged, cut short, not safetensors, or has names that cannot be nested, such as both ``a`` and ``a.b``.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> save_safetensors([torch.arange(3), {}], path)
+        >>> load_safetensors(path, device="cpu")
+        [tensor([0, 1, 2]), {}]
+    """
+    device = torch.device("cpu" if device is None else device)
+    path = Path(path)
+    try:
+        path.open("rb").close()  # the reader itself calls every file that it may not open missing
+    except OSError as error:
+        message = f"load_safetensors: cannot read {path.absolute()}: {error.strerror}; give the path of a file"
+        raise OSError(error.errno, message) from error
+    leaves, header = _read(path, device)
+    if OUTLINE not in header:
+        return _nest(leaves, path)
+    try:
+        # Not every JSON text is an outline, and a header can be edited: what does not fit is damage.
+        tree, names = _put_together(json.loads(header[OUTLINE]), leaves)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(path, f"the tree recorded in its header does not fit its tensors: {error}") from error
+    if extra := leaves.keys() - names:
+        raise _damaged(path, f"it has tensors that the tree recorded in its header lacks: {sorted(extra)}")
+    return tree
+
+
+def _take_apart(node: Tree, path: str, leaves: dict[str, Tensor]) -> Outline:
+    """Collect the leaves of `node` by path, in order, and return its outline."""
+    if isinstance(node, Tensor):
+        leaves[path] = _storable(node, path)
+        return None
+    if type(node) in (dict, OrderedDict, defaultdict):
+        children = {_checked_key(key, path): child for key, child in node.items()}
+        return {"dict": [[key, _take_apart(child, _join(path, key), leaves)] for key, child in children.items()]}
+    if isinstance(node, tuple) and (fields := getattr(node, "_fields", None)) is not None:
+        named = zip(fields, node, strict=True)
+        return {"dict": [[key, _take_apart(child, _join(path, key), leaves)] for key, child in named]}
+    if type(node) in (list, tuple):
+        kind = "list" if type(node) is list else "tuple"
+        return {kind: [_take_apart(child, _join(path, str(n)), leaves) for n, child in enumerate(node)]}
+    raise TypeError(
+        f"save_safetensors: {_place(path)} is {type(node).__name__}, expected a tensor, dict, list, tuple or "
+        f"NamedTuple; turn numbers and arrays into tensors with torch.as_tensor, and put text into metadata="
+    )
+
+
+def _checked_key(key: Any, path: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(
+            f"save_safetensors: key {key!r} of {_place(path)} is {type(key).__name__}, expected a string; "
+            f"rename it, for example to {str(key)!r}"
+        )
+    if not key or "." in key or _join(path, key) == "__metadata__":
+        raise ValueError(
+            f"save_safetensors: key {key!r} of {_place(path)} cannot be part of a name: names are keys joined by dots, "
+            f"and __metadata__ belongs to the format; rename it"
+        )
+    return key
+
+
+def _storable(leaf: Tensor, path: str) -> Tensor:
+    """`leaf` as a plain dense tensor on the CPU, bits unchanged."""
+    if leaf.is_meta:
+        raise ValueError(f"save_safetensors: {_place(path)} is on the meta device and has no data to save")
+    if leaf.layout is not torch.strided:
+        raise TypeError(f"save_safetensors: {_place(path)} has layout {leaf.layout}; make it dense with .to_dense()")
+    if leaf.dtype in (torch.complex32, torch.complex128) or leaf.is_quantized:
+        raise TypeError(
+            f"save_safetensors: {_place(path)} has dtype {leaf.dtype}, which the format lacks; "
+            f"save torch.view_as_real of a complex tensor, .dequantize() of a quantized one"
+        )
+    return leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
+
+
+def _independent(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same leaves, no two of them in one storage: the format's writer refuses shared memory."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, leaf in leaves.items():
+        storage = leaf.untyped_storage().data_ptr()
+        apart[name] = leaf.clone() if storage in seen else leaf
+        seen.add(storage)
+    return apart
+
+
+def _header(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    header = {"format": "pt"}  # Transformers refuses files whose header does not say so
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(
+                f"save_safetensors: metadata {key!r}: {value!r} is {type(key).__name__}: {type(value).__name__}, "
+                f"expected strings; json.dumps turns other values into one"
+            )
+        if key == OUTLINE:
+            raise ValueError(f"save_safetensors: metadata key {OUTLINE!r} holds the tree itself; choose another")
+        header[key] = value
+    return header
+
+
+def _write(leaves: dict[str, Tensor], header: dict[str, str], path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise IsADirectoryError(f"save_safetensors: {path} is a folder or a device; give the name of a file")
+    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        temporary.touch(exist_ok=False)  # an unwritable folder shows here, as the OSError that it is
+        mode = (path if path.exists() else temporary).stat().st_mode
+        save_file(leaves, temporary, header)
+        temporary.chmod(mode)  # the writer makes files that only their owner can read
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        message = (
+            f"save_safetensors: cannot write {path}: {error}. What was there before is unchanged; "
+            f"check that the folder {path.parent} exists, is writable and has space"
+        )
+        number = getattr(error, "errno", None)
+        raise (OSError(number, message) if number else OSError(message)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system lets a folder be flushed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copies: the reader's tensors lie in the mapped file, at odd addresses, and change when it is overwritten.
+            leaves = {name: file.get_tensor(name).to(device, copy=True) for name in _stored_order(file)}
+            return leaves, file.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+    except OSError as error:
+        raise OSError(f"load_safetensors: cannot read {path}: {error}") from error
+
+
+def _stored_order(file: Any) -> Iterable[str]:
+    """Names as they lie in the file, where the reader tells (safetensors >= 0.6); sorted otherwise."""
+    return file.offset_keys() if hasattr(file, "offset_keys") else sorted(file.keys())
+
+
+def _nest(leaves: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Nested dicts of names split at the dots: what a file without our outline gives."""
+    root: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split(".")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if isinstance(node, Tensor):
+                break
+        if isinstance(node, Tensor) or last in node:
+            other = next(n for n in leaves if n.startswith(f"{name}.") or name.startswith(f"{n}."))
+            raise ValueError(
+                f"load_safetensors: {path} cannot be nested: {min(name, other)!r} and {max(name, other)!r} are both "
+                f"tensors; read it flat with safetensors.torch.load_file"
+            )
+        node[last] = leaf
+    return root
+
+
+def _put_together(outline: Outline, leaves: dict[str, Tensor]) -> tuple[Tree, set[str]]:
+    """The tree of that outline, and the names of the leaves that it took."""
+    names: set[str] = set()
+
+    def build(node: Outline, path: str) -> Tree:
+        if node is None:
+            names.add(path)
+            return leaves[path]
+        ((kind, parts),) = node.items()
+        if kind == "dict":
+            return {key: build(child, _join(path, key)) for key, child in parts}
+        items: Iterator[Tree] = (build(child, _join(path, str(n))) for n, child in enumerate(parts))
+        return {"list": list, "tuple": tuple}[kind](items)
+
+    return build(outline, ""), names
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"load_safetensors: {path} is damaged, cut short or no safetensors file ({reason}); "
+        f"take another copy, or write it again with save_safetensors"
+    )
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _place(path: str) -> str:
+    return f"leaf {path!r}" if path else "the tree itself"
