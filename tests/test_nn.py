@@ -72,7 +72,7 @@ def test_layer_equals_torch_in_value_gradient_and_state(layer, module, shape):
         if train:  # that forward pass moved the buffers once more
             module.load_state_dict(state, strict=False)
         x = x.detach()
-        loss = lambda p, x: (layer.apply(p, state, x, train=train)[0] * weights).sum()  # noqa: B023, E731
+        loss = lambda p, x: (layer.apply(p, state, x, train=train)[0] * weights).sum()
         by_params, by_x = grad(loss, argnums=(0, 1))(params, x)
         torch.testing.assert_close([by_x, *by_params.values()], list(expected), rtol=1e-9, atol=1e-11)
 
@@ -85,12 +85,12 @@ def test_layer_under_transforms(layer, module, shape):
     xs = torch.stack([x, x + 1, 2 * x])
     batched = vmap(lambda p, s, x: layer.apply(p, s, x, train=True))(*copies, xs)
     for row in range(3):
-        p, s = tree.map(lambda leaf: leaf[row], copies)  # noqa: B023
+        p, s = tree.map(lambda leaf: leaf[row], copies)
         single = layer.apply(p, s, xs[row], train=True)
-        torch.testing.assert_close(tree.map(lambda leaf: leaf[row], batched), single, rtol=1e-10, atol=1e-10)  # noqa: B023
+        torch.testing.assert_close(tree.map(lambda leaf: leaf[row], batched), single, rtol=1e-10, atol=1e-10)
 
     small = x.flatten()[:6]
-    f = lambda v: layer.apply(params, state, torch.cat([v, x.flatten()[6:]]).reshape(shape), train=True)[0]  # noqa: E731
+    f = lambda v: layer.apply(params, state, torch.cat([v, x.flatten()[6:]]).reshape(shape), train=True)[0]
     torch.testing.assert_close(jacfwd(f)(small), jacrev(f)(small))
     second = hessian(lambda v: f(v).pow(3).sum())(small)
     torch.testing.assert_close(second, second.T)
@@ -98,7 +98,14 @@ def test_layer_under_transforms(layer, module, shape):
 
 
 NET = nn.Sequential(
-    nn.Conv2d(3, 3), nn.BatchNorm(), nn.relu, nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(), nn.Dropout(0.3), nn.Linear(4)
+    nn.Conv2d(3, 3),
+    nn.BatchNorm(),
+    nn.relu,
+    nn.MaxPool2d(2),
+    nn.Flatten(),
+    nn.LayerNorm(),
+    nn.Dropout(0.3),
+    nn.Linear(4),
 )
 
 
@@ -113,7 +120,7 @@ def test_every_transform_compiles_to_the_eager_result():
         return y.square().mean()
 
     def everything(params, x):
-        per_example = lambda p, one: NET(p, one[None], state=state).square().sum()  # noqa: E731
+        per_example = lambda p, one: NET(p, one[None], state=state).square().sum()
         return {
             "grad": grad(loss)(params),
             "vmap": vmap(lambda one: NET(params, one[None], state=state))(x),
@@ -372,7 +379,7 @@ def test_a_function_that_draws_from_the_global_generator_is_refused(draw):
 
 
 def test_attention_without_dropout_is_not_refused():
-    attend = lambda x: F.scaled_dot_product_attention(x, x, x)  # noqa: E731
+    attend = lambda x: F.scaled_dot_product_attention(x, x, x)
     nn.Sequential(nn.Linear(4), attend).init(KEY, torch.zeros(1, 2, 3, 4))
 
 

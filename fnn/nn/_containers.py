@@ -226,7 +226,8 @@ class Located:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, Exception):
             return
-        path, shown, message = getattr(error, "layer", (None, repr(self.child), str(error)))
+        unlocated = str(error).removeprefix(f"{type(self.child).__name__}: ")
+        path, shown, message = getattr(error, "layer", (None, repr(self.child), unlocated))
         path = self.name if path is None else f"{self.name}.{path}"
         error.layer = (path, shown, message)  # type: ignore[attr-defined]
         error.args = (f"layer {path!r} {shown}: {message}",)

@@ -1,0 +1,143 @@
+"""Train an image classifier: one pure loss function, one compiled step.
+
+    python examples/train_image.py                                   # LeNet-5 on scikit-learn's digits
+    python examples/train_image.py --data mnist --root data --epochs 8
+    python examples/train_image.py --model mlp --out out/mlp
+
+Writes to --out: metrics.csv, curves.png, predictions.png, model.safetensors, config.json.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from matplotlib.figure import Figure
+
+import fnn
+from fnn import data, interop, losses, models, optim, random, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train an image classifier with fnn."""
+
+    model: Literal["lenet5", "mlp"] = "lenet5"
+    data: Literal["digits", "mnist"] = "digits"
+    root: Path = Path("data")
+    """Folder of the MNIST files, the one that holds MNIST/raw."""
+    download: bool = False
+    """Download MNIST into --root if it is not there."""
+    epochs: int = 20
+    lr: float = 3e-3
+    """Peak learning rate: linear warm-up over the first tenth of the steps, then a cosine down to zero."""
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+    """cpu, cuda, mps, ...; auto takes an accelerator where there is one."""
+    compile: bool = True
+    out: Path = Path("out/train_image")
+    """Folder for what the run writes."""
+
+
+def run(config: Config) -> None:
+    write_json(config.out / "config.json", config, status="started")
+    device = train.device(config.device)
+    images = load_images(config)
+    init_key, order_key, step_key = random.split(random.key(config.seed, device), 3).unbind()
+
+    net = models.lenet5() if config.model == "lenet5" else models.mlp((256, 64))
+    example = images.train[0][:1]
+    params, state = net.init(init_key, example)
+    print(fnn.summary(net, example))
+    print(f"\n{images}, device {device}")
+
+    def loss_fn(params, state, batch, key):
+        x, labels = batch
+        logits, state = net.apply(params, state, x, key=key, train=True)
+        accuracy = (logits.argmax(-1) == labels).float().mean()
+        return losses.cross_entropy(logits, labels), (state, {"accuracy": accuracy})
+
+    def metric_fn(params, state, batch):
+        x, labels, _ = batch
+        logits = net(params, x, state=state)
+        loss = losses.cross_entropy(logits, labels, reduction="none")
+        return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
+
+    batches = data.Loader(images.train, config.batch_size, key=order_key, device=device)
+    test = data.Loader(images.test, 256, remainder="pad", device=device)
+    steps = config.epochs * len(batches)
+    optimizer = optim.adam(optim.warmup_cosine(0.0, config.lr, steps // 10, steps))
+    step = train.make_step(loss_fn, optimizer, compile=config.compile)
+    eval_step = train.make_eval(metric_fn, compile=config.compile)
+    train_state = train.TrainState.create(params, optimizer, step_key, state=state)
+
+    started, failure = time.perf_counter(), None
+    try:
+        train_state, history = train.fit(
+            step,
+            train_state,
+            batches,
+            epochs=config.epochs,
+            eval=lambda train_state: train.evaluate(eval_step, train_state, test),
+            callbacks=[train.Progress()],
+        )
+    except train.NonFiniteError as error:  # keep the last good weights, then say what happened
+        failure, train_state, history = error, error.train_state, error.history
+    seconds = time.perf_counter() - started
+
+    result = train.evaluate(eval_step, train_state, test)
+    weights = {"params": train_state.params, "state": train_state.state}
+    interop.save_safetensors(weights, config.out / "model.safetensors")
+    if history.rows:
+        history.to_csv(config.out / "metrics.csv")
+        history.plot(config.out / "curves.png")
+    logits = net(train_state.params, images.test[0][:32].to(device), state=train_state.state)
+    plot_predictions(images, logits.argmax(-1).cpu(), config.out / "predictions.png")
+    status = str(failure or history.stopped or "finished")
+    write_json(
+        config.out / "config.json",
+        config,
+        status=status,
+        steps=int(train_state.step),
+        preprocessing=images.preprocessing,
+        classes=images.classes,
+        test=result,
+    )
+    print(f"\ntest accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f}, after {seconds:.1f} s ({status})")
+    print(f"wrote {', '.join(sorted(path.name for path in config.out.iterdir()))} to {config.out}")
+    if failure is not None:
+        raise failure
+
+
+def load_images(config: Config) -> data.ImageDataset:
+    """The images, in the size that the model wants."""
+    if config.data == "mnist":
+        return data.mnist(config.root, download=config.download, pad=2 if config.model == "lenet5" else 0)
+    return data.digits(size=32 if config.model == "lenet5" else 8)
+
+
+def plot_predictions(images: data.ImageDataset, guesses, path: Path) -> None:
+    """A grid of the first test images with their predictions, wrong ones in red."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    for index, guess in enumerate(guesses):
+        axes = figure.add_subplot(4, 8, index + 1)
+        axes.imshow(images.test[0][index, 0], cmap="gray")
+        axes.set_title(images.classes[guess], color="black" if guess == images.test[1][index] else "red")
+        axes.axis("off")
+    figure.savefig(path, dpi=120)
+
+
+def write_json(path: Path, config: Config, **facts) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"config": dataclasses.asdict(config), **facts}, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        run(tyro.cli(Config, description=__doc__))
+    except (OSError, ValueError, ImportError, train.NonFiniteError) as error:
+        sys.exit(f"train_image: {error}")

@@ -1,0 +1,87 @@
+"""Evaluation: a compiled function of one batch, and exact means over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnn import tree
+from fnn.train._state import TrainState
+from fnn.train._step import check_batch, compile_whole, no_compiler, rehearse, shapes
+
+MetricFunction = Callable[[Any, Any, Any], dict[str, Tensor]]
+Sums = dict[str, tuple[Tensor, Tensor]]
+
+
+def make_eval(metric_fn: MetricFunction, *, compile: bool = True) -> Eval:
+    """A compiled evaluation step for `evaluate`.
+
+    `metric_fn(params, state, batch) -> {name: values}` gives one value for each example, (batch,) or (batch, ...):
+    `losses.cross_entropy(logits, labels, reduction="none")`, `logits.argmax(-1) == labels`. Means over batches of
+    unequal size would be wrong; means over examples are exact.
+    """
+    return Eval(metric_fn, compile=compile)
+
+
+class Eval:
+    """What `make_eval` returns: `(params, state, batch, mask=None) -> {name: (sum, count)}`."""
+
+    def __init__(self, metric_fn: MetricFunction, *, compile: bool):
+        def whole(params: Any, state: Any, batch: Any, mask: Tensor | None) -> Sums:
+            return {name: _sum(name, value, batch, mask) for name, value in metric_fn(params, state, batch).items()}
+
+        self.compiled = compile
+        self._eager = whole
+        self._run = compile_whole(whole) if compile else whole
+        self._seen: set[Any] = set()
+
+    def __call__(self, params: Any, state: Any, batch: Any, mask: Tensor | None = None) -> Sums:
+        arguments = (params, state, batch, mask)
+        signature = shapes((batch, mask))
+        if signature not in self._seen:
+            check_batch(batch)
+            if self.compiled:
+                rehearse(self._eager, *arguments)
+            self._seen.add(signature)
+        with torch.no_grad():
+            try:
+                return self._run(*arguments)
+            except Exception as error:
+                if not self.compiled or not no_compiler(error):
+                    raise
+                self.compiled, self._run = False, self._eager
+                return self._run(*arguments)
+
+
+def evaluate(eval_step: Eval, train_state: TrainState, loader: Iterable[Any]) -> dict[str, float]:
+    """Means over all examples of `loader`, in evaluation: `{"loss": 0.1, "accuracy": 0.97}`.
+
+    Examples that a `data.Loader(remainder="pad")` repeats to fill its last batch do not count. The device is read
+    once, at the end. Raises `ValueError` where the loader has no examples.
+    """
+    collected: dict[str, list[Tensor]] = {}
+    mask_of = getattr(loader, "mask", lambda batch: None)
+    for batch in loader:
+        for name, pair in eval_step(train_state.params, train_state.state, batch, mask_of(batch)).items():
+            collected.setdefault(name, []).append(torch.stack(pair))
+    if not collected:
+        raise ValueError("evaluate: the loader has no batches")
+    totals = {name: torch.stack(pairs).cpu().double().sum(0).tolist() for name, pairs in collected.items()}
+    return {name: total / count for name, (total, count) in totals.items()}
+
+
+def _sum(name: str, values: Tensor, batch: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    size = tree.leaves(batch)[0].shape[0]
+    if values.dim() == 0 or values.shape[0] != size:
+        raise ValueError(
+            f"metric_fn: {name!r} needs one value for each of the {size} examples, got shape {tuple(values.shape)}; "
+            'give the loss reduction="none"'
+        )
+    values = values.float()
+    if mask is None:
+        return values.sum(), torch.full((), values.numel(), dtype=values.dtype, device=values.device)
+    kept = mask.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)
+    return torch.where(kept, values, 0.0).sum(), kept.to(values.dtype).sum()

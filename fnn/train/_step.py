@@ -1,0 +1,245 @@
+"""One training step: gradients, optimizer and new state in one compiled graph.
+
+`pure_step` is the step as a function. `make_step` compiles it whole (`fullgraph=True`) and, with `donate=True`, writes
+the new state into the old one's memory inside the graph, so that a step needs one copy of the state and not two.
+
+What the compiler sees is fixed before the first step: one code object for each `make_step` (Dynamo allows eight
+recompiles for each code object, which a sweep over networks would use up), gradients off, no Python numbers.
+Before a state or a batch of new shapes is compiled, the step is rehearsed on fake tensors, so that a mistake is
+reported by the line that made it and not by the compiler.
+"""
+
+from __future__ import annotations
+
+import time
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fnn import random, tree
+from fnn.optim import GradientTransformation, apply_updates
+from fnn.train._state import TrainState, donated, own_memory
+
+Metrics = dict[str, Tensor]
+LossFunction = Callable[[Any, Any, Any, Tensor], tuple[Tensor, tuple[Any, Metrics]]]
+Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Update:
+    """The step as a pure function `(train_state, batch) -> (train_state, metrics)`, not compiled, nothing donated.
+
+    `loss_fn(params, state, batch, key) -> (loss, (state, metrics))`, with a 0-d loss. Metrics are 0-d tensors; the
+    loss is added as "loss".
+
+    Numbers that are not finite never reach the state. A step whose loss is not finite changes nothing but the step
+    count. Where the loss is finite and the gradient of some leaf is not, that leaf's gradient counts as zero: each
+    gradient is judged alone, so that no two of them have to be in memory together. Both report the loss as NaN.
+
+    `vmap` it over seeds or learning rates, then give it to `make_step(update=...)`.
+    """
+
+    def update(train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        params, state, opt_state, key, step = train_state.parts
+        step_key = random.fold_in(key, step)
+
+        def loss(params: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
+            value, aux = _loss_and_aux(loss_fn(params, state, batch, step_key))
+            return value, aux
+
+        grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(params)
+        good = tree.map(_is_finite, grads)
+        grads = tree.map(lambda ok, grad: torch.where(ok, grad, 0.0), good, grads)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params, value=value)
+        finite = torch.isfinite(value)
+        new = (apply_updates(params, updates), new_state, new_opt_state)
+        for name, before, after in zip(("params", "state", "opt_state"), train_state.parts, new, strict=False):
+            tree.check_like(before, after, f"{name} after the step")
+        new = tree.map(lambda after, before: torch.where(finite, after, before), new, (params, state, opt_state))
+        all_good = torch.stack([finite, *tree.leaves(good)]).all()
+        return TrainState(*new, key, step + 1), {"loss": torch.where(all_good, value, torch.nan), **metrics}
+
+    return update
+
+
+def make_step(
+    loss_fn: LossFunction | None = None,
+    optimizer: GradientTransformation | None = None,
+    *,
+    update: Update | None = None,
+    compile: bool = True,
+    donate: bool = True,
+) -> Step:
+    """A training step `train_state, metrics = step(train_state, batch)`, the whole of it one compiled graph.
+
+    Give `loss_fn` and `optimizer` (see `pure_step`), or a pure `update` of your own. `donate=True` reuses the memory
+    of the state passed in; that state is empty afterwards. A leaf that was taken out of it before (`w =
+    train_state.params["weight"]`) shares that memory and changes: clone what you keep.
+
+    Errors: a batch without examples, a leaf or shape that the network does not expect (named by layer and path), a
+    loss that is no scalar, leaves of the state that share memory. Where no C++ compiler works, a warning says how to
+    get one and the step runs eagerly.
+
+    Example:
+        >>> from fnn import losses, nn, optim, random, train
+        >>> net, optimizer = nn.Linear(1), optim.sgd(0.1)
+        >>> params, _ = net.init(random.key(0), torch.zeros(1, 3))
+        >>> def loss_fn(params, state, batch, key):
+        ...     x, y = batch
+        ...     return losses.mse(net(params, x), y), (state, {})
+        >>> step = train.make_step(loss_fn, optimizer, compile=False)
+        >>> train_state = train.TrainState.create(params, optimizer, random.key(1))
+        >>> train_state, metrics = step(train_state, (torch.ones(8, 3), torch.ones(8, 1)))
+        >>> int(train_state.step)
+        1
+    """
+    if update is None:
+        if loss_fn is None or optimizer is None:
+            raise TypeError("make_step needs loss_fn and optimizer, or update=")
+        update = pure_step(loss_fn, optimizer)
+    elif loss_fn is not None or optimizer is not None:
+        raise TypeError("make_step takes either loss_fn and optimizer, or update=, not both")
+    return Step(update, compile=compile, donate=donate)
+
+
+class Step:
+    """What `make_step` returns. `compiled` tells whether it runs compiled, `compile_seconds` how long that took."""
+
+    def __init__(self, update: Update, *, compile: bool, donate: bool):
+        self.update, self.donate, self.compiled = update, donate, compile
+        self.compile_seconds = 0.0
+        self._eager = _whole(update, donate)
+        self._run = compile_whole(self._eager) if compile else self._eager
+        self._seen: set[Any] = set()
+        self._returned: weakref.ref[TrainState] | None = None
+
+    def __call__(self, train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if not isinstance(train_state, TrainState):
+            raise TypeError(f"step: expected a TrainState, got {type(train_state).__name__}; see TrainState.create")
+        given = train_state
+        if self._returned is None or self._returned() is not train_state:
+            train_state = own_memory(train_state) if self.donate else train_state
+            signature = shapes((train_state.parts, batch))
+        else:
+            signature = shapes(batch)
+        first = signature not in self._seen
+        if first:
+            check_batch(batch)
+            if self.compiled:
+                rehearse(self.update, train_state, batch)
+        started = time.perf_counter()
+        with torch.no_grad():
+            parts, metrics = self._call(train_state.parts, batch)
+        if first:
+            self._seen |= {signature, shapes(batch)}
+            self.compile_seconds += time.perf_counter() - started if self.compiled else 0.0
+        if self.donate:
+            parts = train_state.parts
+            donated(given)
+        new = TrainState(*parts)
+        self._returned = weakref.ref(new)
+        return new, metrics
+
+    def _call(self, parts: Any, batch: Any) -> Any:
+        try:
+            return self._run(parts, batch)
+        except Exception as error:
+            if not self.compiled or not no_compiler(error):
+                raise
+            self.compiled, self._run = False, self._eager
+            return self._run(parts, batch)
+
+
+def _whole(update: Update, donate: bool) -> Callable[[Any, Any], tuple[Any, Metrics]]:
+    """The step over plain containers: (parts, batch) -> (new parts, or None where donated, and metrics)."""
+
+    def whole(parts: Any, batch: Any) -> tuple[Any, Metrics]:
+        train_state, metrics = update(TrainState(*parts), batch)
+        metrics = {name: value.clone() for name, value in metrics.items()}
+        if not donate:
+            return train_state.parts, metrics
+        old, new = tree.leaves(parts), tree.leaves(train_state.parts)
+        # All new values exist before the first write: a leaf of the new state may be another leaf of the old one.
+        # In a compiled graph these copies are fused away.
+        new = [value.clone() for value in new]
+        for target, value in zip(old, new, strict=True):
+            target.copy_(value)
+        return None, metrics
+
+    return whole
+
+
+def compile_whole(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` in one graph, around a code object of its own, so that no other function shares its cache."""
+    own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    return torch.compile(own, fullgraph=True)
+
+
+def rehearse(update: Callable[..., Any], *arguments: Any) -> Any:
+    """Run on fake tensors, shapes without data: what is wrong raises here, eagerly, with its own message."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = tree.map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
+    with mode, torch.no_grad():
+        return update(*fake)
+
+
+def shapes(values: Any) -> Any:
+    """What decides whether a graph fits: structure, shapes, dtypes and devices."""
+    flat, structure = tree.flatten(values)
+    described = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in flat]
+    return repr(structure), tuple(described)
+
+
+def check_batch(batch: Any) -> None:
+    """Raise unless a batch is a pytree of tensors that holds at least one example."""
+    found = tree.paths(batch)
+    if not found:
+        raise ValueError(f"batch: expected tensors with a leading batch axis, got {batch!r}")
+    for path, leaf in found.items():
+        if not isinstance(leaf, Tensor):
+            where = f"batch: leaf {path!r}" if path else "batch"
+            raise TypeError(f"{where} is {type(leaf).__name__}, expected a tensor; a Python number would recompile")
+        if leaf.dim() and leaf.shape[0] == 0:
+            raise ValueError(f"batch: leaf {path!r} has no examples, shape {tuple(leaf.shape)}")
+
+
+def no_compiler(error: BaseException) -> bool:
+    """Whether `torch.compile` failed for want of a compiler; if so, says once what to do."""
+    names = ("InvalidCxxCompiler", "CppCompileError", "TritonMissing")
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__name__ not in names:
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__
+    if cause is None:
+        return False
+    warnings.warn(
+        f"torch.compile found no working compiler ({type(cause).__name__}), so this runs eagerly, more slowly. "
+        "Install one (Debian and Ubuntu: apt install g++; macOS: xcode-select --install; or set CXX to its path; on "
+        "CUDA: pip install triton), or pass compile=False to silence this.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return True
+
+
+def _loss_and_aux(returned: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
+    match returned:
+        case (Tensor() as loss, (state, dict() as metrics)):
+            pass
+        case _:
+            raise TypeError("loss_fn must return (loss, (state, metrics)), metrics a dict of 0-d tensors")
+    if loss.dim() != 0 or not loss.is_floating_point():
+        raise ValueError(f"loss_fn: the loss must be a 0-d floating tensor, got {loss.dtype} of {tuple(loss.shape)}")
+    for name, value in metrics.items():
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            raise ValueError(f"loss_fn: metric {name!r} must be a 0-d tensor; reduce it, for example with .mean()")
+    return loss, (state, {name: value.detach() for name, value in metrics.items()})
+
+
+def _is_finite(grad: Tensor) -> Tensor:
+    """Whether every element is finite, by their sum: it is finite only if all of them are."""
+    return torch.isfinite(grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32)))

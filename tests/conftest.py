@@ -1,0 +1,29 @@
+"""Fixtures shared by the tests."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+MNIST = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    """Each test compiles for itself: what an earlier one compiled must not count."""
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def fast_compile(monkeypatch):
+    """Trace and differentiate as `torch.compile` does, but leave out Inductor's C++ compiler (seconds a graph)."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.fixture
+def mnist_root():
+    """The folder of real MNIST files beside the project, where there is one."""
+    if not (MNIST / "MNIST" / "raw").is_dir():
+        pytest.skip("no MNIST files in ../shared/data")
+    return MNIST

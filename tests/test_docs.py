@@ -1,0 +1,48 @@
+"""The README, the guide and the docstrings' examples run as they stand."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fnn
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(page, fast_compile):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_readme_example_has_at_most_25_lines_and_learns(fast_compile, capsys):
+    text = (ROOT / "README.md").read_text()
+    example = re.search(r"## In 25 lines\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    assert len(example[1].splitlines()) <= 25
+    exec(compile(example[1], "README.md", "exec"), {})
+    accuracy = float(re.search(r"'accuracy': ([\d.]+)", capsys.readouterr().out)[1])
+    assert accuracy > 0.95
+
+
+def modules():
+    names = [module.name for module in pkgutil.walk_packages(fnn.__path__, "fnn.")]
+    return ["fnn", *names]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples(name):
+    torch.set_printoptions(profile="default")
+    failures, _ = doctest.testmod(
+        importlib.import_module(name), extraglobs={"torch": torch}, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert failures == 0

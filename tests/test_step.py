@@ -1,0 +1,484 @@
+"""The compiled step: equal to eager and to torch's own loop, one graph, and a state that owns its memory."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import vmap
+
+from fnn import losses, models, nn, optim, random, train, tree
+
+X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 3, (16,), generator=torch.Generator().manual_seed(1))
+NET = nn.Sequential(nn.Linear(8), nn.BatchNorm(), nn.relu, nn.Dropout(0.2), nn.Linear(3))
+
+
+def loss_fn(params, state, batch, key):
+    x, labels = batch
+    logits, state = NET.apply(params, state, x, key=key, train=True)
+    return losses.cross_entropy(logits, labels), (state, {"accuracy": (logits.argmax(-1) == labels).float().mean()})
+
+
+def start(optimizer, net=NET, x=X):
+    params, state = net.init(random.key(0), x)
+    return train.TrainState.create(params, optimizer, random.key(1), state=state)
+
+
+def plain_loss(net):
+    def loss_fn(params, state, batch, key):
+        x, labels = batch
+        logits, state = net.apply(params, state, x, key=key, train=True)
+        return losses.cross_entropy(logits, labels), (state, {})
+
+    return loss_fn
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optim.sgd(0.1, momentum=0.9), optim.chain(optim.clip_by_global_norm(0.5), optim.sgd(optim.cosine(0.1, 20)))],
+    ids=["momentum", "clip and schedule"],
+)
+def test_compiled_step_equals_eager_over_20_steps(optimizer):
+    """With Inductor, donated and not; dropout and running statistics included."""
+    runs = []
+    for options in ({"compile": False, "donate": False}, {"donate": True}, {"donate": False}, {"compile": False}):
+        step, train_state = train.make_step(loss_fn, optimizer, **options), start(optimizer)
+        history = []
+        for _ in range(20):
+            train_state, metrics = step(train_state, (X, Y))
+            history.append(metrics)
+        runs.append((torch.stack([m["loss"] for m in history]), train_state))
+    (expected, reference), *others = runs
+    assert expected[-1] < expected[0]
+    for found, train_state in others:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tree.paths(train_state), tree.paths(reference), rtol=1e-4, atol=1e-5)
+        assert int(train_state.step) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_compiled_lenet_equals_a_torch_module_loop_over_50_steps(optimizer):
+    """From the same weights, 1e-5 on every loss."""
+    ours = {"sgd": optim.sgd(0.05, momentum=0.9), "adam": optim.adam(1e-3)}[optimizer]
+    images = torch.randn(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 10, (32,), generator=torch.Generator().manual_seed(1))
+    net = models.lenet5()
+    params, _ = net.init(random.key(0), images)
+    module = torch.nn.Sequential(
+        *[torch.nn.Conv2d(1, 6, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2)],
+        *[torch.nn.Conv2d(6, 16, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()],
+        *[
+            torch.nn.Linear(400, 120),
+            torch.nn.ReLU(),
+            torch.nn.Linear(120, 84),
+            torch.nn.ReLU(),
+            torch.nn.Linear(84, 10),
+        ],
+    )
+    with torch.no_grad():
+        for parameter, leaf in zip(module.parameters(), tree.leaves(params), strict=True):
+            parameter.copy_(leaf)
+    theirs = {
+        "sgd": torch.optim.SGD(module.parameters(), 0.05, momentum=0.9),
+        "adam": torch.optim.Adam(module.parameters(), 1e-3),
+    }[optimizer]
+    step = train.make_step(plain_loss(net), ours)
+    train_state = train.TrainState.create(params, ours, random.key(1))
+    found, expected = [], []
+    for _ in range(50):
+        train_state, metrics = step(train_state, (images, labels))
+        found.append(metrics["loss"])
+        theirs.zero_grad()
+        loss = F.cross_entropy(module(images), labels)
+        loss.backward()
+        theirs.step()
+        expected.append(loss.detach())
+    assert expected[-1] < 0.7 * expected[0]
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("remainder", ["drop", "pad"])
+def test_one_graph_for_a_whole_run(fast_compile, remainder):
+    """Changing step count, schedule, clipping, a ragged last batch: nothing recompiles."""
+    from fnn import data
+
+    optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(optim.warmup_cosine(0.0, 0.1, 3, 12)))
+    loader = data.Loader((X, Y), 5, key=random.key(2), remainder=remainder)
+    assert len(X) % 5
+
+    def masked_loss(params, state, batch, key):
+        x, labels, *mask = batch
+        logits, state = NET.apply(params, state, x, key=key, train=True)
+        return losses.cross_entropy(logits, labels, where=mask[0] if mask else None), (state, {})
+
+    step, train_state = train.make_step(masked_loss, optimizer), start(optimizer)
+    train_state, _ = step(train_state, next(loader.epoch(0)))
+    rates = set()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for epoch in range(3):
+            for batch in loader.epoch(epoch):
+                train_state, _ = step(train_state, batch)
+                rates.add(float(optim.get(train_state.opt_state, "lr")))
+        assert len(rates) > 5
+        with pytest.raises(RuntimeError, match="fail_on_recompile"):  # the alarm itself works
+            step(train_state, tree.map(lambda leaf: leaf[:4], next(loader.epoch(0))))
+
+
+def test_setting_a_learning_rate_recompiles_nothing(fast_compile):
+    optimizer = optim.sgd(0.1)
+    step, train_state = train.make_step(loss_fn, optimizer), start(optimizer)
+    train_state, _ = step(train_state, (X, Y))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        before = train_state.params["0"]["weight"].clone()
+        train_state = train_state.replace(opt_state=optim.set(train_state.opt_state, lr=0.0))
+        train_state, _ = step(train_state, (X, Y))
+    assert torch.equal(before, train_state.params["0"]["weight"])
+
+
+def test_dropout_draws_new_numbers_each_step_and_the_same_after_a_resume():
+    optimizer = optim.sgd(0.0)
+    step = train.make_step(loss_fn, optimizer, compile=False)
+    train_state, found = start(optimizer), []
+    for n in range(4):
+        if n == 2:
+            saved = train_state.copy()
+        train_state, metrics = step(train_state, (X, Y))
+        found.append(float(metrics["loss"]))
+    assert len(set(found)) == 4
+    for n in (2, 3):
+        saved, metrics = step(saved, (X, Y))
+        assert float(metrics["loss"]) == found[n]
+
+
+# ---- the state owns its memory: each of these was silently wrong without the rule
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_create_copies_so_the_given_params_stay(fast_compile, compile):
+    optimizer = optim.sgd(0.1)
+    params, state = NET.init(random.key(0), X)
+    kept = tree.map(torch.clone, params)
+    train_state = train.TrainState.create(params, optimizer, random.key(1), state=state)
+    train.make_step(loss_fn, optimizer, compile=compile)(train_state, (X, Y))
+    assert tree.allclose(params, kept, rtol=0, atol=0)
+
+
+def average(decay):
+    """An optimizer part that keeps an average of the parameters and starts it as the parameters themselves."""
+    return optim.GradientTransformation(
+        lambda params: params,
+        lambda grads, opt_state, params=None, **extra: (
+            grads,
+            tree.map(lambda a, p: decay * a + (1 - decay) * p, opt_state, params),
+        ),
+    )
+
+
+def keep_previous():
+    """An optimizer part whose state is the parameters before the step: a leaf that moves within the state."""
+    return optim.GradientTransformation(
+        lambda params: tree.zeros_like(params), lambda grads, opt_state, params=None, **extra: (grads, params)
+    )
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("part", [average(0.5), keep_previous()], ids=["average", "previous"])
+def test_a_state_that_aliases_or_moves_params_trains_as_undonated(fast_compile, part, compile):
+    optimizer = optim.chain(part, optim.sgd(0.1))
+    runs = []
+    for donate in (False, True):
+        step = train.make_step(loss_fn, optimizer, compile=compile, donate=donate)
+        train_state = start(optimizer)
+        for _ in range(3):
+            train_state, _ = step(train_state, (X, Y))
+        runs.append(tree.paths(train_state))
+    torch.testing.assert_close(*runs)
+    first = start(optimizer).params["0"]["weight"]
+    assert not torch.equal(first, runs[1]["params.0.weight"])
+
+
+def test_a_state_that_swaps_two_leaves(fast_compile):
+    def update(train_state, batch):
+        a, b = train_state.params["a"], train_state.params["b"]
+        return train_state.replace(params={"a": b, "b": a}, step=train_state.step + 1), {"loss": batch.sum()}
+
+    for compile in (False, True):
+        params = {"a": torch.zeros(2), "b": torch.ones(2)}
+        train_state = train.TrainState.create(params, optim.sgd(0.1), random.key(0))
+        train_state, _ = train.make_step(update=update, compile=compile)(train_state, torch.ones(1))
+        assert torch.equal(train_state.params["a"], torch.ones(2))
+        assert torch.equal(train_state.params["b"], torch.zeros(2))
+
+
+def test_leaves_that_share_memory_are_refused_by_name():
+    optimizer = optim.sgd(0.1)
+    train_state = start(optimizer)
+    weight = train_state.params["0"]["weight"]
+    step = train.make_step(loss_fn, optimizer, compile=False)
+    for alias in (weight, weight.view(-1)[3:].view(-1, 3)):
+        tied = train_state.replace(params={**train_state.params, "tied": alias})
+        with pytest.raises(ValueError, match=r"leaves 'params\.0\.weight' and 'params\.tied' share memory"):
+            step(tied, (X, Y))
+    apart = torch.zeros(20)
+    fine = train_state.replace(params={"a": apart[:10], "b": apart[10:]})
+    whole = train.make_step(
+        lambda params, state, batch, key: (params["a"].sum() + params["b"].sum(), (state, {})), optimizer, compile=False
+    )
+    new, _ = whole(fine, (X, Y))
+    torch.testing.assert_close(new.params["b"], torch.full((10,), -0.1))
+
+
+def test_an_expanded_leaf_gets_memory_of_its_own():
+    optimizer = optim.sgd(0.1)
+    train_state = start(optimizer)
+    wide = train_state.replace(params=tree.at(train_state.params, "4.bias").set(torch.zeros(1).expand(3)))
+    new, _ = train.make_step(loss_fn, optimizer, compile=False)(wide, (X, Y))
+    assert new.params["4"]["bias"].stride() == (1,)
+    assert new.params["4"]["bias"].unique().numel() == 3
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_metrics_are_copies(fast_compile, compile):
+    optimizer = optim.sgd(0.1)
+
+    def reporting(params, state, batch, key):
+        loss, (state, _) = loss_fn(params, state, batch, key)
+        return loss, (state, {"weight": params["0"]["weight"][0, 0], "mean": state["1"]["running_mean"][0]})
+
+    step, train_state, history = train.make_step(reporting, optimizer, compile=compile), start(optimizer), []
+    for _ in range(3):
+        train_state, metrics = step(train_state, (X, Y))
+        history.append(metrics)
+    for name in ("weight", "mean"):
+        assert len({float(metrics[name]) for metrics in history}) == 3
+
+
+def test_a_donated_state_says_so(fast_compile):
+    optimizer = optim.sgd(0.1)
+    step, old = train.make_step(loss_fn, optimizer), start(optimizer)
+    new, _ = step(old, (X, Y))
+    for use in (lambda: old.params, lambda: step(old, (X, Y)), lambda: tree.leaves(old), lambda: old.copy()):
+        with pytest.raises(RuntimeError, match="given to a donating step, which reused its memory"):
+            use()
+    assert repr(old) == "TrainState(donated)"
+    keeping = train.make_step(loss_fn, optimizer, donate=False)
+    again, _ = keeping(new, (X, Y))
+    assert int(new.step) == 1
+    assert int(again.step) == 2
+
+
+def test_donation_reuses_the_memory():
+    optimizer = optim.adam(0.1)
+    step, train_state = train.make_step(loss_fn, optimizer, compile=False), start(optimizer)
+    before = {path: leaf.data_ptr() for path, leaf in tree.paths(train_state).items()}
+    for _ in range(2):
+        train_state, _ = step(train_state, (X, Y))
+    assert {path: leaf.data_ptr() for path, leaf in tree.paths(train_state).items()} == before
+
+
+# ---- many networks
+
+
+def test_twelve_networks_in_one_process(fast_compile):
+    """Dynamo allows eight graphs for a code object; a sweep over networks needs more."""
+    for width in range(4, 16):
+        net = nn.Sequential(*[nn.Linear(width), nn.tanh] * (1 + width % 4), nn.Linear(3))
+        optimizer = optim.sgd(0.1)
+        step = train.make_step(plain_loss(net), optimizer)
+        eager = train.make_step(plain_loss(net), optimizer, compile=False)
+        _, found = step(start(optimizer, net), (X, Y))
+        _, expected = eager(start(optimizer, net), (X, Y))
+        torch.testing.assert_close(found["loss"], expected["loss"])
+
+
+def test_vmap_trains_an_ensemble_in_one_step():
+    """Eight networks from eight keys in one compiled step; each row is the network trained alone."""
+    net = nn.Sequential(nn.Linear(8), nn.BatchNorm(), nn.relu, nn.Dropout(0.2), nn.Linear(3))
+    optimizer = optim.sgd(0.1, momentum=0.9)
+    update = train.pure_step(plain_loss(net), optimizer)
+
+    def create(key):
+        init_key, step_key = random.split(key).unbind()
+        params, state = net.init(init_key, X)
+        return train.TrainState.create(params, optimizer, step_key, state=state)
+
+    keys = random.split(random.key(7), 8)
+    ensemble = vmap(create)(keys)
+    step = train.make_step(update=vmap(update, in_dims=(0, None)))
+    history = []
+    for _ in range(5):
+        ensemble, metrics = step(ensemble, (X, Y))
+        history.append(metrics["loss"])
+    assert history[0].shape == (8,)
+    for row in (0, 5):
+        alone = create(keys[row])
+        for n in range(5):
+            alone, metrics = update(alone, (X, Y))
+            torch.testing.assert_close(metrics["loss"], history[n][row], rtol=1e-5, atol=1e-6)
+        row_state = tree.map(lambda leaf: leaf[row], ensemble)
+        torch.testing.assert_close(tree.paths(alone), tree.paths(row_state), rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_over_learning_rates(fast_compile):
+    rates = torch.tensor([0.0, 0.01, 0.1])
+    update = train.pure_step(loss_fn, optim.sgd(1.0))
+
+    def create(rate):
+        return start(optim.sgd(rate))
+
+    step = train.make_step(update=vmap(update, in_dims=(0, None)))
+    sweep, _ = step(vmap(create)(rates), (X, Y))
+    moved = (sweep.params["0"]["weight"] - start(optim.sgd(0.1)).params["0"]["weight"]).flatten(1).norm(dim=1)
+    assert moved[0] == 0
+    torch.testing.assert_close(moved[2], 10 * moved[1], rtol=1e-4, atol=0)
+
+
+# ---- what is not finite changes nothing
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(fast_compile, compile):
+    optimizer = optim.adam(0.1)
+    step, train_state = train.make_step(loss_fn, optimizer, compile=compile), start(optimizer)
+    train_state, _ = step(train_state, (X, Y))
+    before = tree.paths(train_state.copy())
+    bad = X.clone()
+    bad[3, 2] = torch.nan
+    train_state, metrics = step(train_state, (bad, Y))
+    assert torch.isnan(metrics["loss"])
+    after = tree.paths(train_state)
+    assert {path for path in after if not torch.equal(before[path], after[path])} == {"step"}
+    train_state, metrics = step(train_state, (X, Y))
+    assert torch.isfinite(metrics["loss"])
+
+
+def test_a_gradient_that_is_not_finite_counts_too():
+    def root(params, state, batch, key):
+        return (params["w"] - batch).abs().sqrt().sum(), (state, {})
+
+    optimizer = optim.sgd(0.1)
+    train_state = train.TrainState.create({"w": torch.ones(2)}, optimizer, random.key(0))
+    train_state, metrics = train.make_step(root, optimizer, compile=False)(train_state, torch.ones(2))
+    assert torch.isnan(metrics["loss"])
+    assert torch.equal(train_state.params["w"], torch.ones(2))
+
+
+# ---- bad input
+
+
+def bad_steps():
+    optimizer = optim.sgd(0.1)
+    good = start(optimizer)
+
+    def params(change):
+        return good.replace(params=change(good.params))
+
+    x8 = torch.zeros(16, 8)
+    missing = lambda p: {**p, "4": {"weight": p["4"]["weight"]}}
+    extra = lambda p: {**p, "9": {"weight": torch.zeros(1)}}
+    misshaped = lambda p: tree.at(p, "0.bias").set(torch.zeros(9))
+    return {
+        "wrong input": (good, (x8, Y), r"layer '0' Linear\(8\): .*'weight' has shape \(8, 6\).*\(8, 8\)"),
+        "missing leaf": (params(missing), (X, Y), r"layer '4' Linear\(3\): params has no leaf 'bias'"),
+        "extra leaf": (params(extra), (X, Y), "params has an unexpected entry '9'"),
+        "misshaped leaf": (params(misshaped), (X, Y), r"layer '0' .*leaf 'bias' has shape \(9,\)"),
+        "empty batch": (good, (X[:0], Y[:0]), r"batch: leaf '0' has no examples, shape \(0, 6\)"),
+        "labels of another shape": (good, (X, Y[:5]), r"labels"),
+        "number in the batch": (good, (X, 3), r"batch: leaf '1' is int, expected a tensor"),
+    }
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("case", bad_steps())
+def test_bad_input_is_reported_by_the_line_that_knows(fast_compile, case, compile):
+    train_state, batch, message = bad_steps()[case]
+    kept = train_state.copy()
+    with pytest.raises((ValueError, TypeError), match=message):
+        train.make_step(loss_fn, optim.sgd(0.1), compile=compile)(train_state, batch)
+    assert tree.allclose(train_state, kept, rtol=0, atol=0)  # before, not after, damage
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_labels_out_of_range_never_train(fast_compile, compile):
+    optimizer = optim.sgd(0.1)
+    step, train_state = train.make_step(loss_fn, optimizer, compile=compile), start(optimizer)
+    kept = train_state.params["0"]["weight"].clone()
+    wrong = Y.clone()
+    wrong[2] = 3
+    if not compile:
+        with pytest.raises(ValueError, match="labels"):
+            step(train_state, (X, wrong))
+        return
+    train_state, metrics = step(train_state, (X, wrong))
+    assert torch.isnan(metrics["loss"])
+    assert torch.equal(train_state.params["0"]["weight"], kept)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda loss, state: loss, r"must return \(loss, \(state, metrics\)\)"),
+        (lambda loss, state: (loss, state), r"must return \(loss, \(state, metrics\)\)"),
+        (lambda loss, state: (loss.expand(3), (state, {})), "0-d floating tensor"),
+        (lambda loss, state: (loss, (state, {"rows": loss.expand(3)})), "metric 'rows' must be a 0-d tensor"),
+        (lambda loss, state: (loss, ({}, {})), "state after the step: missing"),
+        (lambda loss, state: (loss, (tree.map(torch.Tensor.double, state), {})), "leaf '1.running_mean' has dtype"),
+    ],
+)
+def test_a_loss_function_that_breaks_the_contract(fast_compile, returned, message):
+    def broken(params, state, batch, key):
+        loss, (state, _) = loss_fn(params, state, batch, key)
+        return returned(loss, state)
+
+    for compile in (False, True):
+        with pytest.raises((ValueError, TypeError), match=message):
+            train.make_step(broken, optim.sgd(0.1), compile=compile)(start(optim.sgd(0.1)), (X, Y))
+
+
+def test_make_step_and_create_say_what_they_need():
+    with pytest.raises(TypeError, match="needs loss_fn and optimizer, or update="):
+        train.make_step(loss_fn)
+    with pytest.raises(TypeError, match="not both"):
+        train.make_step(loss_fn, optim.sgd(0.1), update=lambda s, b: (s, {}))
+    with pytest.raises(TypeError, match="expected a TrainState, got dict"):
+        train.make_step(loss_fn, optim.sgd(0.1))({}, (X, Y))
+    with pytest.raises(TypeError, match=r"params: leaf 'w' is float"):
+        train.TrainState.create({"w": 1.0}, optim.sgd(0.1), random.key(0))
+    with pytest.raises(TypeError, match="key"):
+        train.TrainState.create({"w": torch.ones(1)}, optim.sgd(0.1), 0)
+    with pytest.raises(TypeError, match="no field 'parameters'"):
+        start(optim.sgd(0.1)).replace(parameters={})
+
+
+def test_without_a_compiler_the_step_warns_once_and_runs_eagerly(tmp_path):
+    program = """
+        import warnings, torch
+        from fnn import losses, nn, optim, random, train
+        net, optimizer = nn.Linear(1), optim.sgd(0.1)
+        params, _ = net.init(random.key(0), torch.zeros(1, 3))
+        def loss_fn(params, state, batch, key):
+            return losses.mse(net(params, batch), torch.ones(8, 1)), (state, {})
+        step = train.make_step(loss_fn, optimizer)
+        train_state = train.TrainState.create(params, optimizer, random.key(1))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                train_state, metrics = step(train_state, torch.ones(8, 3))
+        caught = [w for w in caught if "compiler" in str(w.message)]
+        print(len(caught), "apt install g++" in str(caught[0].message), step.compiled, int(train_state.step))
+    """
+    environment = {
+        **os.environ,
+        "CXX": str(tmp_path / "no-such-compiler"),
+        "PATH": os.path.dirname(sys.executable),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["1", "True", "False", "3"], done.stderr
