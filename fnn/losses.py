@@ -284,7 +284,7 @@ def _penalty(name: str, f: Callable[[Tensor], Tensor], params: Tree, where: Wher
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f"{name}: leaf {path!r} is {kind}, expected a floating tensor; leave it out with where=")
-        term = f(leaf).sum()
+        term = f(_widened(leaf)).sum()
         total = term if total is None else total + term
     return torch.zeros(()) if total is None else total
 
@@ -356,7 +356,7 @@ def _readable(flags: Tensor) -> bool:
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return False
     plain = torch.func.debug_unwrap(flags)  # what grad, jvp and vmap wrap; only vmap hides a dimension
-    return type(plain) is Tensor and plain.ndim == flags.ndim and plain.device.type == "cpu"
+    return plain.ndim == flags.ndim and plain.device.type == "cpu"
 
 
 def _reduced(name: str, values: Tensor, reduction: str, counted: Tensor | None, shares: Tensor | None = None) -> Tensor:

@@ -271,6 +271,7 @@ def test_where_all_false_is_zero_with_zero_gradients(name, reduction):
 
 def test_all_ignored_is_zero_with_zero_gradients():
     x, y = double(3, 4), torch.full((3,), -100)
+    assert losses.kl_div(x, x, reduction="batchmean", where=y > 0) == 0
     assert losses.cross_entropy(x, y) == 0
     assert torch.equal(grad(losses.cross_entropy)(x, y), torch.zeros_like(x))
 
@@ -369,9 +370,15 @@ def test_half_precision_sums_in_float32():
     for f in (losses.mse, losses.mae):
         assert f(x, t).dtype == torch.bfloat16
         assert f(x, t, where=all_but_one) == 1
+    for seed in range(5):
+        p, keep = double(999, seed=seed).bfloat16(), double(999, seed=seed + 50) > 0
+        exact = p.abs()[keep].double().mean().bfloat16()
+        assert losses.mae(p, torch.zeros_like(p), where=keep) == exact
     logits, labels = torch.zeros(3000, 2, dtype=torch.bfloat16), torch.zeros(3000, dtype=torch.int64)
     assert losses.cross_entropy(logits, labels).item() == pytest.approx(math.log(2), rel=2**-8)
     assert losses.cross_entropy(logits, labels).dtype == torch.bfloat16
+    for target in (labels, logits):
+        assert losses.cross_entropy(logits, target, weight=torch.ones(2)).dtype == torch.bfloat16
     assert losses.l2_penalty({"weight": x}) == 4096
     assert losses.l1_penalty({"weight": x}).dtype == torch.float32
 

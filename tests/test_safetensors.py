@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 import fnn.interop._safetensors as implementation
-from fnn import tree
+import fnn.random
+from fnn import optim, train, tree
 from fnn.interop import load_safetensors, save_safetensors
 
 
@@ -138,6 +139,18 @@ def test_containers_that_come_back_as_plain_ones(tmp_path):
     restored = tree.unflatten(tree.flatten(original)[1], tree.leaves(loaded))
     assert type(restored["z"]) is Moments
     assert tree.allclose(restored, original)
+
+
+def test_a_train_state(tmp_path):
+    params = {"weight": torch.ones(2), "empty": {}}
+    original = train.TrainState.create(params, optim.adam(0.1), fnn.random.key(3))
+    save_safetensors(original, tmp_path / "x.safetensors")
+    loaded = load_safetensors(tmp_path / "x.safetensors")
+    assert list(loaded) == ["params", "state", "opt_state", "key", "step"]
+    assert_same(loaded["params"], params)
+    restored = tree.unflatten(tree.flatten(original)[1], tree.leaves(loaded))
+    assert type(restored) is train.TrainState
+    assert tree.allclose(restored, original, 0, 0)
 
 
 def test_other_programs_read_the_names_and_the_metadata(tmp_path):

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import uuid
-from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fnn.tree import pytree
 
 Tree = Any
 Outline = Any
@@ -30,8 +31,9 @@ OUTLINE = "fnn.tree"
 def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
     """Write a tree of tensors into one safetensors file, names joined by dots.
 
-    tree: dicts, lists, tuples and NamedTuples, nested in any way, empty ones too; the leaves are tensors of any
-        shape, strides and device. Leaves that share memory are stored once each, and come back apart.
+    tree: dicts, lists, tuples, NamedTuples and registered classes such as `TrainState`, nested in any way, empty
+        ones too; the leaves are tensors of any shape, strides and device. Leaves that share memory are stored
+        once each, and come back apart.
     path: the file. It is written under a temporary name beside it, flushed to disk, then renamed, so an
         interrupted save leaves the file that was there before as it was.
     metadata: strings by name for the file's header; `safetensors.safe_open(path, "pt").metadata()` reads them.
@@ -59,8 +61,8 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
 def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Tree:
     """Read the tree that `save_safetensors` wrote: the same nesting, the same order, the same bits.
 
-    Dicts of every kind come back as dicts, lists as lists, tuples as tuples. A file cannot recreate a NamedTuple
-    type: it comes back as a dict of its fields, with the paths and the leaf order that it had, so
+    Dicts of every kind come back as dicts, lists as lists, tuples as tuples. A file cannot recreate other types: a
+    NamedTuple or a `TrainState` comes back as a dict of its fields, with the paths and the leaf order it had, so
     ``tree.unflatten(tree.flatten(like)[1], tree.leaves(loaded))`` puts the leaves into the containers of `like`.
     A file that another program wrote comes back as nested dicts, split at the dots.
 
@@ -101,19 +103,29 @@ def _take_apart(node: Tree, path: str, leaves: dict[str, Tensor]) -> Outline:
     if isinstance(node, Tensor):
         leaves[path] = _storable(node, path)
         return None
-    if type(node) in (dict, OrderedDict, defaultdict):
-        children = {_checked_key(key, path): child for key, child in node.items()}
-        return {"dict": [[key, _take_apart(child, _join(path, key), leaves)] for key, child in children.items()]}
-    if isinstance(node, tuple) and (fields := getattr(node, "_fields", None)) is not None:
-        named = zip(fields, node, strict=True)
-        return {"dict": [[key, _take_apart(child, _join(path, key), leaves)] for key, child in named]}
     if type(node) in (list, tuple):
         kind = "list" if type(node) is list else "tuple"
         return {kind: [_take_apart(child, _join(path, str(n)), leaves) for n, child in enumerate(node)]}
+    if (parts := _parts(node)) is not None:
+        checked = [(_checked_key(key, path), child) for key, child in parts]
+        return {"dict": [[key, _take_apart(child, _join(path, key), leaves)] for key, child in checked]}
     raise TypeError(
         f"save_safetensors: {_place(path)} is {type(node).__name__}, expected a tensor, dict, list, tuple or "
         f"NamedTuple; turn numbers and arrays into tensors with torch.as_tensor, and put text into metadata="
     )
+
+
+def _parts(node: Tree) -> list[tuple[Any, Tree]] | None:
+    """The (key, child) pairs of a dict, a NamedTuple or a class registered as a pytree; None for anything else."""
+    parts, _ = pytree.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
+    if any(not keys for keys, _ in parts):  # one part without a key is the node itself: a leaf
+        return None
+    return [(_name(keys[0]), child) for keys, child in parts]
+
+
+def _name(key: Any) -> Any:
+    """A dict's own key, of whatever type; the name of a field; the position in any other sequence."""
+    return key.key if hasattr(key, "key") else key.name if hasattr(key, "name") else str(key.idx)
 
 
 def _checked_key(key: Any, path: str) -> str:

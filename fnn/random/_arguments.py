@@ -18,19 +18,27 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
+def as_integer(value: object) -> int | None:
+    """`value` as an integer, None if it is none. A compiler's symbolic integer stays symbolic."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value  # pyright: ignore[reportReturnType]
+    try:
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return None
+
+
 def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     """`shape` as a tuple of sizes."""
-    if not isinstance(shape, Sequence) or isinstance(shape, str):
-        raise TypeError(f"`{name}` is a tuple of sizes such as (3,) or (), not {describe(shape)}.")
-    sizes = tuple(shape)
-    for size in sizes:
-        try:
-            operator.index(size)
-        except TypeError:
-            raise TypeError(f"`{name}` is a tuple of sizes such as (3,) or (), not {describe(shape)}.") from None
+    sizes = []
+    for size in shape if isinstance(shape, (tuple, list)) else [None]:
+        size = as_integer(size)
+        if size is None:
+            raise TypeError(f"`{name}` is a tuple of sizes such as (3,) or (), not {describe(shape)}.")
         if size < 0:
-            raise ValueError(f"`{name}` has no negative sizes, not {sizes}.")
-    return sizes
+            raise ValueError(f"`{name}` has no negative sizes, but is {describe(shape)}.")
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def check_dtype(function: str, dtype: torch.dtype, allowed: Sequence[torch.dtype]) -> None:

@@ -68,7 +68,7 @@ def words(key: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
         counter = torch.arange(count, dtype=torch.int64, device=key.device)
         return encrypt(k0, k1, (counter >> 32).to(torch.int32), counter.to(torch.int32))
     low = torch.arange(count, dtype=torch.int32, device=key.device)
-    if start == 0 and count <= _FEW and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and start == 0 and count <= _FEW:
         x0, x1 = hash_words(key, low).unbind(-1)
         return x0, x1
     return encrypt(k0, k1, torch.full_like(k0, start >> 32), low + signed(start))

@@ -1,12 +1,11 @@
 """Uniform integers."""
 
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fnn.random._arguments import check_broadcast, check_dtype, check_shape, describe
+from fnn.random._arguments import as_integer, check_broadcast, check_dtype, check_shape, describe
 from fnn.random._bits import bits
 from fnn.random._keys import check_key, split
 
@@ -72,13 +71,12 @@ def _bound(name: str, value: int | Tensor, least: int, most: int) -> int | Tenso
             raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.")
         value = value.to(torch.int64)
         return value if most > torch.iinfo(torch.int64).max - 1 else value.clamp(least, most)
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.") from None
-    if not least <= value <= most:
-        raise ValueError(f"`{name}` lies between {least} and {most} for this dtype, but is {value}.")
-    return value
+    number = as_integer(value)
+    if number is None:
+        raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.")
+    if not least <= number <= most:
+        raise ValueError(f"`{name}` lies between {least} and {most} for this dtype, but is {number}.")
+    return number
 
 
 def _unsigned(word: Tensor) -> Tensor:

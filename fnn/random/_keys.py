@@ -1,12 +1,12 @@
 """Keys: made from a seed, split into new ones, or mixed with a number."""
 
-import operator
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fnn.random._arguments import check_shape, describe
+from fnn.random._arguments import as_integer, check_shape, describe
 from fnn.random._threefry import hash_inline, hash_words, signed
 
 
@@ -45,13 +45,12 @@ def key(seed: int | Tensor, device: torch.device | str | None = None) -> Tensor:
             raise TypeError(f"`seed` is an integer or an integer tensor of shape (), not {describe(seed)}.")
         low = seed.to(device=device, dtype=torch.int32)
         return torch.stack([torch.zeros_like(low), low])
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"`seed` is an integer or an integer tensor of shape (), not {describe(seed)}.") from None
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"`seed` has 64 bits: from -2**63 to 2**63 - 1, not {seed}.")
-    return torch.tensor([0, signed(seed)], dtype=torch.int32, device=device)
+    number = as_integer(seed)
+    if number is None:
+        raise TypeError(f"`seed` is an integer or an integer tensor of shape (), not {describe(seed)}.")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"`seed` has 64 bits: from -2**63 to 2**63 - 1, not {number}.")
+    return torch.tensor([0, signed(number)], dtype=torch.int32, device=device)
 
 
 def split(key: Tensor, num: int | Sequence[int] = 2) -> Tensor:
@@ -68,10 +67,7 @@ def split(key: Tensor, num: int | Sequence[int] = 2) -> Tensor:
     """
     check_key(key)
     shape = check_shape("num", (num,) if isinstance(num, int) else num)
-    count = 1
-    for size in shape:
-        count *= size
-    return _hash(key, torch.arange(count, dtype=torch.int32, device=key.device)).reshape(*shape, 2)
+    return _hash(key, torch.arange(math.prod(shape), dtype=torch.int32, device=key.device)).reshape(*shape, 2)
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -97,13 +93,12 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
                 "torch.vmap(fnn.random.fold_in, (None, 0))(key, data)."
             )
         return _hash(key, data.to(device=key.device, dtype=torch.int32))
-    try:
-        data = operator.index(data)
-    except TypeError:
-        raise TypeError(f"`data` is an integer or an integer tensor of shape (), not {describe(data)}.") from None
-    if not -(2**31) <= data < 2**32:
-        raise ValueError(f"`data` has 32 bits: from -2**31 to 2**32 - 1, not {data}.")
-    return _hash(key, torch.full((), signed(data), dtype=torch.int32, device=key.device))
+    number = as_integer(data)
+    if number is None:
+        raise TypeError(f"`data` is an integer or an integer tensor of shape (), not {describe(data)}.")
+    if not -(2**31) <= number < 2**32:
+        raise ValueError(f"`data` has 32 bits: from -2**31 to 2**32 - 1, not {number}.")
+    return _hash(key, torch.full((), signed(number), dtype=torch.int32, device=key.device))
 
 
 def _hash(key: Tensor, count: Tensor) -> Tensor:

@@ -1,0 +1,123 @@
+"""The main job, run as a user runs it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fnn import data, interop, models, tree
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_image.py"
+
+
+def run(*arguments, expect=0):
+    done = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=580)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout if expect == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return out, run("--no-compile", "--epochs", 4, "--out", out)
+
+
+def test_it_prints_the_table_the_data_and_the_result(finished):
+    out, printed = finished
+    words = " ".join(printed.split())
+    assert "fc1 Linear(120) [-1, 120] 48,120" in words
+    assert "training and" in words
+    assert "device cpu" in words or "device cuda" in words
+    assert "epoch 4 loss" in words
+    assert f"wrote config.json, curves.png, metrics.csv, model.safetensors, predictions.png to {out}" in words
+
+
+def test_it_writes_what_another_program_can_read(finished):
+    out, _ = finished
+    with (out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    config = json.loads((out / "config.json").read_text())
+    assert config["status"] == "finished"
+    assert config["config"]["model"] == "lenet5"
+    weights = interop.load_safetensors(out / "model.safetensors")
+    images = data.digits(size=32)
+    assert config["preprocessing"] == images.preprocessing
+    found = models.lenet5()(weights["params"], images.test[0]).argmax(-1)
+    accuracy = (found == images.test[1]).double().mean()
+    assert float(accuracy) == pytest.approx(config["test"]["accuracy"])
+    assert float(accuracy) == pytest.approx(float(rows[-1]["eval_accuracy"]))
+    assert accuracy > 0.8
+    for name in ("curves.png", "predictions.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    for out in ("a", "b", "c"):
+        run("--model", "mlp", "--no-compile", "--epochs", 1, "--seed", int(out == "c"), "--out", tmp_path / out)
+    a, b, c = (interop.load_safetensors(tmp_path / out / "model.safetensors") for out in ("a", "b", "c"))
+    assert tree.allclose(a, b, rtol=0, atol=0)
+    assert not tree.allclose(a, c)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "mnist", "--root", "/no/such/folder"], "/no/such/folder/MNIST/raw"),
+        (["--out", "/dev/null/out"], "/dev/null"),
+        (["--device", "tpu9"], "device: 'tpu9'"),
+        (["--epochs", 0], "epochs"),
+        (["--batch-size", 5000], "batch_size is 5000"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(tmp_path, arguments, message):
+    arguments = arguments if "--out" in arguments else [*arguments, "--out", tmp_path / "out"]
+    printed = run("--model", "mlp", "--no-compile", *arguments, expect=1)
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_a_run_that_diverges_keeps_good_weights_and_fails(tmp_path):
+    printed = run("--model", "mlp", "--no-compile", "--epochs", 2, "--lr", 1e30, "--out", tmp_path, expect=1)
+    assert "not finite in step" in printed
+    weights = interop.load_safetensors(tmp_path / "model.safetensors")
+    assert all(torch.isfinite(leaf).all() for layer in weights["params"].values() for leaf in layer.values())
+    assert "not finite" in json.loads((tmp_path / "config.json").read_text())["status"]
+
+
+def test_control_c_ends_cleanly_with_what_there_is(tmp_path):
+    command = [sys.executable, "-u", SCRIPT, "--model", "mlp", "--no-compile", "--epochs", "5000", "--out", tmp_path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "interrupted" in printed
+    assert json.loads((tmp_path / "config.json").read_text())["status"] == "interrupted"
+    assert {"metrics.csv", "model.safetensors", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_lenet_on_digits_reaches_97_percent(tmp_path):
+    run("--out", tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["test"]["accuracy"] >= 0.97
+
+
+@pytest.mark.slow
+def test_lenet_on_mnist_reaches_98_percent_twice_the_same(tmp_path, mnist_root):
+    for out in ("a", "b"):
+        run("--data", "mnist", "--root", mnist_root, "--epochs", 6, "--out", tmp_path / out)
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["test"]["accuracy"] >= 0.98
+    a, b = (interop.load_safetensors(tmp_path / out / "model.safetensors") for out in ("a", "b"))
+    assert tree.allclose(a, b, rtol=0, atol=0)
