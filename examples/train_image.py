@@ -44,6 +44,8 @@ class Config:
 
 
 def run(config: Config) -> None:
+    if config.epochs < 1:
+        raise ValueError(f"--epochs must be at least 1, got {config.epochs}")
     write_json(config.out / "config.json", config, status="started")
     device = train.device(config.device)
     images = load_images(config)

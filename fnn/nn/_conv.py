@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import random
-from fnn.nn._layer import Layer, Params, State, expect, layer, parameter_dtype
+from fnn.nn._layer import Layer, Params, Shapes, State, expect, layer, parameter_dtype
 from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
 
 
@@ -45,10 +45,10 @@ class Conv2d(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        shapes: dict[str, tuple[int, ...]] = {"weight": self._weight_shape(x)}
+        shapes: Shapes = {"weight": self._weight_shape(x)}
         if self.bias:
             shapes["bias"] = (self.out_channels,)
-        weight, *bias = expect(self, params, **shapes)
+        weight, *bias = expect(self, params, shapes)
         y = F.conv2d(x, weight, bias[0] if bias else None, self.stride, self.padding, self.dilation, self.groups)
         return y, state
 

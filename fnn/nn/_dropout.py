@@ -25,7 +25,7 @@ class Dropout(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        expect(self, params)
+        expect(self, params, {})
         if not train or self.p == 0:
             return x, state
         if key is None:

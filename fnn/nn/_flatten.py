@@ -20,5 +20,5 @@ class Flatten(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        expect(self, params)
+        expect(self, params, {})
         return x.flatten(self.start_dim, self.end_dim), state

@@ -82,7 +82,7 @@ class Function(Layer):
     def apply(
         self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
     ) -> tuple[Any, State]:
-        expect(self, params)
+        expect(self, params, {})
         return self.f(*xs), state
 
     def __repr__(self) -> str:
@@ -102,7 +102,10 @@ def as_layer(value: Any, name: str) -> Layer:
     return Function(value)
 
 
-def expect(layer: Layer, tree: dict[str, Any], *, of: str = "params", **shapes: tuple[int, ...]) -> list[Any]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def expect(layer: Layer, tree: dict[str, Any], shapes: Shapes, of: str = "params") -> list[Any]:
     """The leaves of a layer's `params` (or `state`), after a check that exactly these are there, in these shapes.
 
     The checks are on Python values and vanish under `torch.compile`.

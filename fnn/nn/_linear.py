@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import random
-from fnn.nn._layer import Layer, Params, State, expect, layer, parameter_dtype
+from fnn.nn._layer import Layer, Params, Shapes, State, expect, layer, parameter_dtype
 from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
 
 
@@ -40,7 +40,7 @@ class Linear(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        shapes = {"weight": (self.out_features, x.shape[-1])}
+        shapes: Shapes = {"weight": (self.out_features, x.shape[-1])}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        return F.linear(x, *expect(self, params, **shapes)), state
+        return F.linear(x, *expect(self, params, shapes)), state

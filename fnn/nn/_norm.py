@@ -38,8 +38,8 @@ class BatchNorm(Layer):
         if not state:
             raise ValueError("BatchNorm needs its state: net(params, x, state=state)")
         channel = (self._channels(x),)
-        affine = expect(self, params, weight=channel, bias=channel) if self.affine else expect(self, params)
-        running_mean, running_var = expect(self, state, of="state", running_mean=channel, running_var=channel)
+        affine = expect(self, params, {"weight": channel, "bias": channel} if self.affine else {})
+        running_mean, running_var = expect(self, state, {"running_mean": channel, "running_var": channel}, "state")
         column = (1, -1, *[1] * (x.dim() - 2))
         exact = _exact(x)
         if train:
@@ -92,7 +92,7 @@ class LayerNorm(Layer):
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
         shape = self._shape(x)
-        leaves = expect(self, params, **{name: shape for name in self._names()})
+        leaves = expect(self, params, dict.fromkeys(self._names(), shape))
         exact = _exact(x)
         variance, mean = torch.var_mean(exact, list(range(-self.dims, 0)), correction=0, keepdim=True)
         y = (exact - mean) * torch.rsqrt(variance + self.eps)

@@ -20,7 +20,7 @@ class _Pool(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        expect(self, params)
+        expect(self, params, {})
         if x.dim() not in (3, 4):
             raise ValueError(
                 f"{type(self).__name__}: expected an input of shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}"

@@ -40,9 +40,9 @@ class TrainState:
             for path, leaf in tree.paths(part if part is not None else {}).items():
                 if not isinstance(leaf, Tensor):
                     raise TypeError(f"{name}: leaf {path!r} is {type(leaf).__name__}, expected a tensor")
-        parts = (params, {} if state is None else state, optimizer.init(params), key)
         step = torch.zeros((), dtype=torch.int64, device=key.device)
-        return cls(*tree.map(lambda leaf: leaf.detach().clone(), parts), step)
+        given = cls(params, {} if state is None else state, optimizer.init(params), key, step)
+        return tree.map(lambda leaf: leaf.detach().clone(), given)
 
     @property
     def parts(self) -> tuple[Any, Any, Any, Tensor, Tensor]:

@@ -49,20 +49,22 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
         step_key = random.fold_in(key, step)
 
         def loss(params: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
-            value, aux = _loss_and_aux(loss_fn(params, state, batch, step_key))
-            return value, aux
+            return _loss_and_aux(loss_fn(params, state, batch, step_key))
 
         grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(params)
         good = tree.map(_is_finite, grads)
         grads = tree.map(lambda ok, grad: torch.where(ok, grad, 0.0), good, grads)
         updates, new_opt_state = optimizer.update(grads, opt_state, params, value=value)
+
+        before = {"params": params, "state": state, "opt_state": opt_state}
+        after = {"params": apply_updates(params, updates), "state": new_state, "opt_state": new_opt_state}
+        for name in before:
+            tree.check_like(before[name], after[name], f"{name} after the step")
         finite = torch.isfinite(value)
-        new = (apply_updates(params, updates), new_state, new_opt_state)
-        for name, before, after in zip(("params", "state", "opt_state"), train_state.parts, new, strict=False):
-            tree.check_like(before, after, f"{name} after the step")
-        new = tree.map(lambda after, before: torch.where(finite, after, before), new, (params, state, opt_state))
+        after = tree.map(lambda new, old: torch.where(finite, new, old), after, before)
         all_good = torch.stack([finite, *tree.leaves(good)]).all()
-        return TrainState(*new, key, step + 1), {"loss": torch.where(all_good, value, torch.nan), **metrics}
+        metrics = {"loss": torch.where(all_good, value, torch.nan), **metrics}
+        return TrainState(**after, key=key, step=step + 1), metrics
 
     return update
 

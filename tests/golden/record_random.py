@@ -1,8 +1,8 @@
 """Record what `jax.random` gives for the cases below, as `random.npz` beside this file.
 
-Run with JAX installed (recorded with 0.10.2): `python tests/golden/record_random.py`. The cases travel with the values, so
-that `tests/test_random.py` needs no JAX: a function's name, its key (a seed, then splits and folds) and its arguments.
-Long results are recorded as a SHA-256 of their bytes with the first and last elements, or as every nth element where
+Run with JAX installed (recorded with 0.10.2): `python tests/golden/record_random.py`. The cases travel with the values:
+a function's name, its key (a seed, then splits and folds) and its arguments. `tests/test_random.py` needs no JAX. Long
+results are recorded as a SHA-256 of their bytes with the first and last elements, or as every nth element where
 floats may differ in the last bits.
 """
 
@@ -55,8 +55,11 @@ def cases():
         yield "truncated_normal", NESTED, dict(lower=lower, upper=upper, shape=[2, 3], dtype=dtype)
         yield "bernoulli", [42], dict(p=array(0.3, dtype), shape=[1001])
         yield "categorical", [42], dict(logits=array([[0.0, 1.0, 2.0], [-1.0, 0.5, 0.25]], dtype), shape=[101, 2])
+    yield "uniform", [42], dict(shape=[500], dtype="float16", minval=-1e-3, maxval=1e-3)  # subnormal numbers
     yield "truncated_normal", [42], dict(lower=array([-0.5, 0.0]), upper=0.25)
-    yield "truncated_normal", [42], dict(lower=-float("inf"), upper=1.0, shape=[500])
+    for dtype in ("float32", "float16", "bfloat16", "float64"):
+        yield "truncated_normal", [42], dict(lower=-float("inf"), upper=1.0, shape=[500], dtype=dtype)
+        yield "truncated_normal", [42], dict(lower=2.0, upper=6.0, shape=[500], dtype=dtype)
     yield "bernoulli", [0], dict(p=0.9, shape=[70001])
     yield "bernoulli", NESTED, dict(p=array([[0.1], [0.9]]), shape=[3, 2, 50])
     yield "bernoulli", NESTED, dict(p=array([0.1, 0.5, 0.9]))
