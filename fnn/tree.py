@@ -51,16 +51,13 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
     Raises `ValueError` naming the first path at which the structures differ.
     """
-    if not rest:
-        return pytree.tree_map(f, tree)
-    first, structure = flatten(tree)
-    columns = [first]
-    for other in rest:
-        column, other_structure = flatten(other)
-        if other_structure != structure:
-            raise ValueError(f"trees of different structure: {difference(tree, other)}")
-        columns.append(column)
-    return unflatten(structure, [f(*leaf) for leaf in zip(*columns, strict=True)])
+    # While tracing, structures are compared by torch's own map, for which Dynamo has a fast path: comparing them here
+    # as well would double the time to trace an optimizer.
+    if not torch.compiler.is_compiling():
+        for other in rest:
+            if (found := difference(tree, other)) is not None:
+                raise ValueError(f"trees of different structure: {found}")
+    return pytree.tree_map(f, tree, *rest)
 
 
 def difference(expected: Tree, actual: Tree) -> str | None:

@@ -74,7 +74,7 @@ def scale_by_adam(
         mu = map_same(first, "grads", state.mu, grads)
         nu = map_same(second, "grads", state.nu, grads)
         updates = tree.map(direction, mu, nu)
-        return updates, state._replace(step=step, mu=mu, nu=nu, **hyper)
+        return updates, ScaleByAdamState(step=step, mu=mu, nu=nu, **hyper)
 
     return GradientTransformation(init, update)
 

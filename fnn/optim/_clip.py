@@ -41,7 +41,7 @@ def clip(max_value: ScalarOrSchedule) -> GradientTransformation:
 
     def update(grads: Tree, state: Any, params: Tree | None = None, **extra: Any) -> tuple[Tree, OptState]:
         (bound,), hyper = advance(given, state)
-        return tree.map(lambda g: torch.clamp(widened(g), -bound, bound), grads), state._replace(**hyper)
+        return tree.map(lambda g: torch.clamp(widened(g), -bound, bound), grads), ClipState(**hyper)
 
     return GradientTransformation(init, update)
 
@@ -69,7 +69,7 @@ def clip_by_global_norm(max_norm: ScalarOrSchedule) -> GradientTransformation:
     def update(grads: Tree, state: Any, params: Tree | None = None, **extra: Any) -> tuple[Tree, OptState]:
         (bound,), hyper = advance(given, state)
         scale = bound / torch.maximum(global_norm(grads).to(bound.dtype), bound)
-        return tree.map(lambda g: scale * widened(g), grads), state._replace(**hyper)
+        return tree.map(lambda g: scale * widened(g), grads), ClipByGlobalNormState(**hyper)
 
     return GradientTransformation(init, update)
 

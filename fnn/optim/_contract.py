@@ -4,6 +4,8 @@ A transformation is a pair of pure functions. `init` makes the state from the pa
 gradients into updates and the state into the next one, of the same structure, shapes and dtypes. States are
 tuples and NamedTuples of tensors: no callables, no `None`.
 
+A next state is made by its constructor: in torch 2.11 a compiled `_replace` gives an empty tuple.
+
 Arithmetic is done in float32 or wider, and rounded once, where a number is stored: in a moment or in a
 parameter. Between transformations the updates of half-precision parameters are therefore float32.
 """

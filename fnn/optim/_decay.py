@@ -55,7 +55,7 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule, mask: Where | None = Non
             grads,
             _decays(params, mask),
         )
-        return updates, state._replace(**hyper)
+        return updates, AddDecayedWeightsState(**hyper)
 
     return GradientTransformation(init, update)
 

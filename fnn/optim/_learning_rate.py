@@ -34,6 +34,6 @@ def scale_by_learning_rate(lr: ScalarOrSchedule) -> GradientTransformation:
     def update(grads: Tree, state: Any, params: Tree | None = None, **extra: Any) -> tuple[Tree, OptState]:
         (lr,), hyper = advance(given, state)
         scale = -lr
-        return tree.map(lambda g: scale * widened(g), grads), state._replace(**hyper)
+        return tree.map(lambda g: scale * widened(g), grads), ScaleByLearningRateState(**hyper)
 
     return GradientTransformation(init, update)

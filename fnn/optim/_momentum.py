@@ -62,11 +62,11 @@ def trace(
 
     def update(grads: Tree, state: Any, params: Tree | None = None, **extra: Any) -> tuple[Tree, OptState]:
         values, hyper = advance(given, state)
-        momentum, weight = values[0], None
+        momentum, weight, step = values[0], None, ()
         if damped:
             # torch starts the sum at the first gradient, undamped
             weight = torch.where(state.step == 0, 1.0, 1 - values[1])
-            hyper["step"] = state.step + 1
+            step = state.step + 1
 
         def add(b: Tensor, g: Tensor) -> Tensor:
             g = widened(g)
@@ -75,6 +75,6 @@ def trace(
         updates = sums = map_same(add, "grads", state.trace, grads)
         if nesterov:
             updates = tree.map(lambda b, g: widened(g) + momentum * widened(b), sums, grads)
-        return updates, state._replace(trace=sums, **hyper)
+        return updates, TraceState(step=step, trace=sums, **{"dampening": (), **hyper})
 
     return GradientTransformation(init, update)
