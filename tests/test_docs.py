@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 from pathlib import Path
@@ -31,6 +32,16 @@ def test_the_readme_example_has_at_most_25_lines_and_learns(fast_compile, capsys
     exec(compile(example, "README.md", "exec"), {})
     accuracy = float(re.search(r"'accuracy': ([\d.]+)", capsys.readouterr().out)[1])
     assert accuracy > 0.95
+
+
+def test_the_readmes_tables_are_what_the_benchmarks_wrote():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    assert spec is not None
+    assert spec.loader is not None
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    assert report.render()
+    assert report.render() in (ROOT / "README.md").read_text()
 
 
 def modules():
