@@ -9,6 +9,7 @@ Writes to --out: metrics.csv, curves.png, predictions.png, model.safetensors, co
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -44,8 +45,8 @@ class Config:
 
 
 def run(config: Config) -> None:
-    if config.epochs < 1:
-        raise ValueError(f"--epochs must be at least 1, got {config.epochs}")
+    if config.epochs < 1 or config.lr < 0:
+        raise ValueError(f"--epochs must be at least 1 and --lr not negative, got {config.epochs} and {config.lr}")
     write_json(config.out / "config.json", config, status="started")
     device = train.device(config.device)
     images = load_images(config)
@@ -87,16 +88,15 @@ def run(config: Config) -> None:
             eval=lambda train_state: train.evaluate(eval_step, train_state, test),
             callbacks=[train.Progress()],
         )
-    except train.NonFiniteError as error:  # keep the last good weights, then say what happened
+    except train.NonFiniteError as error:  # keep the weights, which are finite, then say what happened
         failure, train_state, history = error, error.train_state, error.history
     seconds = time.perf_counter() - started
 
     result = train.evaluate(eval_step, train_state, test)
     weights = {"params": train_state.params, "state": train_state.state}
     interop.save_safetensors(weights, config.out / "model.safetensors")
-    if history.rows:
-        history.to_csv(config.out / "metrics.csv")
-        history.plot(config.out / "curves.png")
+    history.to_csv(config.out / "metrics.csv")
+    history.plot(config.out / "curves.png")
     logits = net(train_state.params, images.test[0][:32].to(device), state=train_state.state)
     plot_predictions(images, logits.argmax(-1).cpu(), config.out / "predictions.png")
     status = str(failure or history.stopped or "finished")
@@ -107,10 +107,10 @@ def run(config: Config) -> None:
         steps=int(train_state.step),
         preprocessing=images.preprocessing,
         classes=images.classes,
-        test=result,
+        test={name: value if math.isfinite(value) else None for name, value in result.items()},
     )
     print(f"\ntest accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f}, after {seconds:.1f} s ({status})")
-    print(f"wrote {', '.join(sorted(path.name for path in config.out.iterdir()))} to {config.out}")
+    print(f"wrote config.json, curves.png, metrics.csv, model.safetensors, predictions.png to {config.out}")
     if failure is not None:
         raise failure
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.nn import Container, Layer
+from fnn.nn._inference import Inference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Summary:
 
 
 def summary(net: Layer, *xs: Tensor, frozen: tree.Where | None = None) -> Summary:
-    """The layers that `net` runs for inputs like `xs`, in order; nothing is computed, shapes only.
+    """The layers that `net` runs for inputs like `xs` in training, in order; nothing is computed, shapes only.
 
     `xs` have a batch axis, shown as -1. `frozen` chooses the leaves that are not trained, as in `tree.mask`
     (``"0.*"``). Sizes are those of one example, in numbers of the parameters' dtype; forward/backward counts every
@@ -81,10 +82,13 @@ def summary(net: Layer, *xs: Tensor, frozen: tree.Where | None = None) -> Summar
     if not xs:
         raise ValueError("summary needs an example of every input: fnn.summary(net, x)")
     meta_key = torch.empty(2, dtype=torch.int32, device="meta")
-    xs = tree.abstract(xs)
+    inference = Inference(meta_key, xs)
+    xs = inference.fake(xs)
     params, state = net.init(meta_key, *xs)
     rows: list[tuple[Row, list[Tensor]]] = []
-    _recording(net, "", rows).apply(params, state, *xs)
+    with inference:
+        recording = _recording(net, "", rows)
+        recording.apply(*inference.fake((params, state)), *xs, key=inference.key(), train=True)
 
     leaves = tree.leaves(params)
     chosen = tree.leaves(tree.mask(params, frozen)) if frozen is not None else [False] * len(leaves)

@@ -41,9 +41,17 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def paths(tree: Tree) -> dict[str, Any]:
-    """`{path: leaf}` in leaf order, for example ``{"0.weight": ..., "0.bias": ...}``."""
+    """`{path: leaf}` in leaf order, for example ``{"0.weight": ..., "0.bias": ...}``.
+
+    Raises `ValueError` where two leaves have one path, as in ``{1: x, "1": y}``.
+    """
     found, _ = pytree.tree_flatten_with_path(tree)
-    return {_path_name(keys): leaf for keys, leaf in found}
+    named = {_path_name(keys): leaf for keys, leaf in found}
+    if len(named) != len(found):
+        names = [_path_name(keys) for keys, _ in found]
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two leaves of the tree have the path {double!r}; rename one of their keys")
+    return named
 
 
 def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -83,15 +91,16 @@ def check_like(expected: Tree, actual: Tree, name: str) -> None:
     """
     if (found := difference(expected, actual)) is not None:
         raise ValueError(f"{name}: {found}")
-    wanted = leaves(expected)
-    for (path, leaf), want in zip(paths(actual).items(), wanted, strict=True):
+    for index, (want, leaf) in enumerate(zip(leaves(expected), leaves(actual), strict=True)):
+        if isinstance(leaf, Tensor) and leaf.shape == want.shape and leaf.dtype == want.dtype:
+            continue
+        path = list(paths(actual))[index]
         where = f"{name}: leaf {path!r}" if path else name
         if not isinstance(leaf, Tensor):
             raise TypeError(f"{where} is {type(leaf).__name__}, expected a tensor of shape {tuple(want.shape)}")
         if leaf.shape != want.shape:
             raise ValueError(f"{where} has shape {tuple(leaf.shape)}, expected {tuple(want.shape)}")
-        if leaf.dtype != want.dtype:
-            raise ValueError(f"{where} has dtype {leaf.dtype}, expected {want.dtype}")
+        raise ValueError(f"{where} has dtype {leaf.dtype}, expected {want.dtype}")
 
 
 def size(tree: Tree) -> int:
@@ -195,23 +204,27 @@ def partition(tree: Tree, where: Where) -> tuple[Tree, Tree]:
 
 
 def combine(a: Tree, b: Tree) -> Tree:
-    """Undo `partition`: take each leaf from the tree that has it. Raises `ValueError` where both have one."""
-    return _combine(a, b, "")
+    """Undo `partition`: take each leaf from the tree that has it.
+
+    Raises `ValueError` where both have one, and for trees that are not two halves of one.
+    """
+    ours, structure = pytree.tree_flatten(a, is_leaf=_is_absent)
+    theirs, other_structure = pytree.tree_flatten(b, is_leaf=_is_absent)
+    if structure != other_structure:
+        raise ValueError(
+            f"combine: expected two halves made by partition, but the trees differ: {structure}, {other_structure}"
+        )
+    for index, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+        if not _is_absent(x) and not _is_absent(y):
+            keys, _ = pytree.tree_flatten_with_path(a, is_leaf=_is_absent)[0][index]
+            raise ValueError(
+                f"combine: both trees have a leaf at {_path_name(keys)!r}; expected two halves made by partition"
+            )
+    return unflatten(structure, [y if _is_absent(x) else x for x, y in zip(ours, theirs, strict=True)])
 
 
-def _combine(a: Tree, b: Tree, path: str) -> Tree:
-    if type(a) is tuple and not a:
-        return b
-    if type(b) is tuple and not b:
-        return a
-    child = f"{path}." if path else ""
-    if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
-        return type(a)((k, _combine(a[k], b[k], f"{child}{k}")) for k in a)
-    if isinstance(a, tuple | list) and type(a) is type(b) and len(a) == len(b):
-        items = [_combine(x, y, f"{child}{n}") for (n, x), y in zip(_children(a).items(), b, strict=True)]
-        return type(a)(*items) if hasattr(a, "_fields") else type(a)(items)
-    what = "both trees have a leaf" if isinstance(a, Tensor) and isinstance(b, Tensor) else "the trees differ"
-    raise ValueError(f"combine: {what} at {path!r}; expected two halves made by partition")
+def _is_absent(node: Any) -> bool:
+    return type(node) is tuple and len(node) == 0
 
 
 def select(tree: Tree, pattern: str) -> dict[str, Any]:
@@ -245,26 +258,33 @@ class At:
         self.get()  # a wrong path fails here, not at the first use
 
     def get(self) -> Any:
-        node = self.tree
-        for name in self._names():
-            node = _children(node).get(name, _ABSENT)
-            if node is _ABSENT:
-                known = list(paths(self.tree))
-                near = difflib.get_close_matches(self.path, known, n=3, cutoff=0.3) or known[:5]
-                raise KeyError(f"no path {self.path!r} in the tree; nearest are {_quoted(near)}")
-        return node
+        found: list[Any] = []
+        _replace(self.tree, self.path, lambda node: found.append(node) or node)
+        if not found:
+            known = list(paths(self.tree))
+            near = difflib.get_close_matches(self.path, known, n=3, cutoff=0.3) or known[:5]
+            raise KeyError(f"no path {self.path!r} in the tree; nearest are {_quoted(near)}")
+        return found[0]
 
     def set(self, value: Any) -> Tree:
         return self.apply(lambda _: value)
 
     def apply(self, f: Callable[[Any], Any]) -> Tree:
-        return _replace(self.tree, self._names(), f)
-
-    def _names(self) -> list[str]:
-        return self.path.split(".") if self.path else []
+        return _replace(self.tree, self.path, f)
 
 
-_ABSENT = object()
+def _replace(node: Tree, path: str, f: Callable[[Any], Any]) -> Tree:
+    """`node` with what lies at `path` put through `f`; `node` itself where there is nothing."""
+    if not path:
+        return f(node)
+    children, structure = pytree.tree_flatten(node, is_leaf=lambda child: child is not node)
+    named, _ = pytree.tree_flatten_with_path(node, is_leaf=lambda child: child is not node)
+    for index, (keys, child) in enumerate(named):
+        name = _path_name(keys)
+        if keys and (path == name or path.startswith(f"{name}.")):
+            children[index] = _replace(child, path[len(name) + 1 :], f)
+            return unflatten(structure, children)
+    return node
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -281,24 +301,6 @@ def _matches(path: str, pattern: str) -> bool:
             return False
         position = found + len(part)
     return len(path) - len(last) >= position and path.endswith(last)
-
-
-def _replace(node: Tree, names: list[str], f: Callable[[Any], Any]) -> Tree:
-    if not names:
-        return f(node)
-    values = [_replace(v, names[1:], f) if n == names[0] else v for n, v in _children(node).items()]
-    if isinstance(node, dict):
-        return type(node)(zip(node, values, strict=True))
-    return type(node)(*values) if hasattr(node, "_fields") else type(node)(values)
-
-
-def _children(node: Tree) -> dict[str, Any]:
-    """The parts of one container by name; nothing for a leaf."""
-    if isinstance(node, dict):
-        return {str(k): v for k, v in node.items()}
-    if isinstance(node, tuple | list):
-        return {str(n): v for n, v in zip(getattr(node, "_fields", range(len(node))), node, strict=True)}
-    return {}
 
 
 def _path_name(keys: tuple[Any, ...]) -> str:

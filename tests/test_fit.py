@@ -102,6 +102,20 @@ def test_any_iterable_of_batches_will_do():
     assert history["step"] == [2, 4]
     _, history = train.fit(*parts(), (batch for batch in batches), epochs=1)
     assert history["step"] == [2]
+
+    class Short(list):
+        def __len__(self):
+            return 5
+
+    with pytest.raises(ValueError, match="has length 5, but gave 2 batches"):
+        train.fit(*parts(), Short([(X, Y)] * 2), epochs=1)
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(dataset)
+
+    _, history = train.fit(*parts(), torch.utils.data.DataLoader(Stream(), 25), epochs=2)
+    assert history["step"] == [2, 4]
     with pytest.raises(ValueError, match="an iterator that is used up"):
         used_up = iter([(X, Y)])
         train.fit(*parts(), used_up, epochs=2)
@@ -155,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_good_weights(f
     _, train_state = parts()
     step = train.make_step(chosen, OPTIMIZER)
     message = {
-        "leaf": r"step 0; its batch holds values that are not finite, in leaf '0'",
+        "leaf": r"in step 0; its batch holds values that are not finite, in leaf '0'",
         "labels": r"step 0; run eagerly, it says: .*9",
         "loss": r"step 0; try a lower learning rate",
     }[where]
@@ -164,6 +178,30 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_good_weights(f
     error = caught.value
     assert error.step == bad_batch
     assert all(torch.isfinite(leaf).all() for leaf in tree.leaves(error.train_state) if leaf.is_floating_point())
+
+
+def test_any_error_carries_the_trained_state():
+    def broken_eval(train_state):
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk") as caught:
+        train.fit(*parts(), loader(), epochs=2, eval=broken_eval)
+    assert int(caught.value.train_state.step) == 3
+    assert caught.value.history.stopped == "OSError"
+    assert "error.train_state" in caught.value.__notes__[0]
+
+
+def test_history_means_do_not_lose_digits():
+    def constant(params, state, batch, key):
+        loss, (state, _) = loss_fn(params, state, batch, key)
+        one = torch.ones((), dtype=torch.bfloat16)
+        return loss, (state, {"one": one, "yes": one > 0, "many": torch.tensor(200, dtype=torch.uint8)})
+
+    _, train_state = parts()
+    many = data.Loader((X, Y), 1, remainder="drop")
+    step = train.make_step(constant, OPTIMIZER, compile=False)
+    _, history = train.fit(step, train_state, [batch for _ in range(8) for batch in many], epochs=1)
+    assert [history[name][0] for name in ("one", "yes", "many")] == [1.0, 1.0, 200.0]
 
 
 def test_the_step_named_is_the_one_in_the_middle_of_the_epoch():
@@ -188,6 +226,8 @@ def test_arguments_are_checked():
         train.fit(*parts(), [], epochs=1)
     with pytest.raises(ValueError, match="evaluate: the loader has no batches"):
         train.evaluate(train.make_eval(metric_fn, compile=False), parts()[1], [])
+    with pytest.raises(ValueError, match="leaves examples out; make it with remainder='pad'"):
+        train.evaluate(train.make_eval(metric_fn, compile=False), parts()[1], data.Loader((X, Y), 16))
     with pytest.raises(ValueError, match="'loss' needs one value for each of the 50 examples"):
         mean = train.make_eval(lambda params, state, batch: {"loss": batch[0].mean()}, compile=False)
         train.evaluate(mean, parts()[1], [(X, Y)])

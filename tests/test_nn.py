@@ -255,6 +255,33 @@ def test_a_layer_called_twice_draws_twice():
     params, state = net.init(KEY, torch.ones(100))
     (a, b), _ = net.apply(params, state, torch.ones(100), key=KEY, train=True)
     assert not torch.equal(a, b)
+    # Turn 1 of a child must not meet child 1 of turn 0.
+    body = nn.Parallel(nn.Dropout(0.5), nn.Parallel(nn.Dropout(0.5)))
+    net = nn.Block(lambda m, x: (m.body(x), m.body(x)), body=body)
+    params, state = net.init(KEY, torch.ones(100))
+    ((a, (b,)), (c, (d,))), _ = net.apply(params, state, torch.ones(100), key=KEY, train=True)
+    masks = [a, b, c, d]
+    assert not any(torch.equal(masks[i], masks[j]) for i in range(4) for j in range(i))
+
+
+def test_functions_may_close_over_tensors():
+    position = torch.arange(3.0)
+    net = nn.Sequential(nn.Linear(3), lambda x: x + position, lambda x: x * torch.arange(3))
+    x = torch.randn(2, 4)
+    params, _ = net.init(KEY, x)
+    expected = (F.linear(x, *params["0"].values()) + position) * position
+    torch.testing.assert_close(net(params, x), expected)
+    block = nn.Block(lambda m, x: m.a(x + position), a=nn.Linear(2))
+    assert block(block.init(KEY, x[:, :3])[0], x[:, :3]).shape == (2, 2)
+
+
+def test_batch_norm_starts_from_one_example_and_keeps_float32_statistics():
+    net = nn.Sequential(nn.Linear(3), nn.BatchNorm())
+    params, state = net.init(KEY, torch.zeros(1, 4, dtype=torch.bfloat16))
+    assert params["1"]["weight"].dtype == torch.bfloat16
+    assert state["1"]["running_mean"].dtype == torch.float32
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        net.apply(params, state, torch.zeros(1, 4, dtype=torch.bfloat16), train=True)
 
 
 def test_dropout_keeps_the_mean_and_is_the_identity_in_evaluation():
@@ -354,7 +381,6 @@ def test_other_errors_say_what_to_do():
     with pytest.raises(AttributeError, match=r"no layer 'b'; its layers are \['a'\]"):
         nn.Block(lambda m, x: m.b(x), a=nn.Linear(2)).init(KEY, torch.zeros(1, 2))
     with pytest.raises(ValueError, match=r"m\.a\.params is read before"):
-        nn.Block(lambda m, x: m.a(x) @ m.a.params["weight"], a=nn.Linear(2)).init(KEY, torch.zeros(1, 2))
         nn.Block(lambda m, x: x @ m.a.params["weight"], a=nn.Linear(2)).init(KEY, torch.zeros(1, 2))
     with pytest.raises(ValueError, match="cannot be called 'train'"):
         nn.Block(lambda m, x: x, train=nn.Linear(2))
@@ -366,6 +392,11 @@ def test_other_errors_say_what_to_do():
         nn.Sequential({"a.b": nn.relu})
     with pytest.raises(ValueError, match="Sequential needs at least one layer"):
         nn.Sequential()
+    with pytest.raises(TypeError, match=r"leaf 'weight' must be a tensor .*got <function"):
+        nn.Linear(2, weight_init=nn.initializers.he_normal).init(KEY, torch.zeros(1, 2))
+    with pytest.raises(TypeError, match="Residual: adds tensors, got tuple"):
+        nn.Residual(nn.Parallel(nn.relu)).init(KEY, torch.zeros(1, 2))
+        nn.Residual(nn.Parallel(nn.relu))({}, torch.zeros(1, 2))
     with pytest.raises(TypeError, match=r"key"):
         nn.Sequential(nn.Linear(2)).init(0, torch.zeros(1, 2))
 

@@ -215,22 +215,74 @@ def test_a_state_that_swaps_two_leaves(fast_compile):
         assert torch.equal(train_state.params["b"], torch.zeros(2))
 
 
-def test_leaves_that_share_memory_are_refused_by_name():
+def test_leaves_that_are_one_tensor_are_refused_by_name():
+    """Copied, they would silently come apart; written in place, they would step twice."""
     optimizer = optim.sgd(0.1)
     train_state = start(optimizer)
     weight = train_state.params["0"]["weight"]
-    step = train.make_step(loss_fn, optimizer, compile=False)
-    for alias in (weight, weight.view(-1)[3:].view(-1, 3)):
-        tied = train_state.replace(params={**train_state.params, "tied": alias})
-        with pytest.raises(ValueError, match=r"leaves 'params\.0\.weight' and 'params\.tied' share memory"):
-            step(tied, (X, Y))
-    apart = torch.zeros(20)
-    fine = train_state.replace(params={"a": apart[:10], "b": apart[10:]})
-    whole = train.make_step(
-        lambda params, state, batch, key: (params["a"].sum() + params["b"].sum(), (state, {})), optimizer, compile=False
-    )
-    new, _ = whole(fine, (X, Y))
-    torch.testing.assert_close(new.params["b"], torch.full((10,), -0.1))
+    message = r"leaves 'params\.0\.weight' and 'params\.tied' share memory"
+    with pytest.raises(ValueError, match=message):
+        train.TrainState.create({"0": {"weight": weight}, "tied": weight}, optimizer, random.key(0))
+    with pytest.raises(ValueError, match=message):
+        train_state.replace(params={**train_state.params, "tied": weight.view(-1)})
+    by_hand = train.TrainState({"a": weight, "b": weight.T}, {}, optimizer.init({}), random.key(0), torch.tensor(0))
+    with pytest.raises(ValueError, match=r"leaves 'params\.a' and 'params\.b' share memory"):
+        train.make_step(loss_fn, optimizer, compile=False)(by_hand, (X, Y))
+
+
+def total(params, state, batch, key):
+    return sum(leaf.sum() for leaf in tree.leaves(params)), (state, {})
+
+
+def test_views_of_one_buffer_train_apart():
+    buffer = torch.zeros(2, 6)
+    params = {"a": buffer[:, :3], "b": buffer[:, 3:], "c": buffer[:, 1:4], "d": buffer[:, 2:].unfold(1, 2, 1)}
+    optimizer = optim.sgd(0.1)
+    for train_state in (
+        train.TrainState.create(params, optimizer, random.key(0)),
+        train.TrainState(params, {}, optimizer.init(params), random.key(0), torch.tensor(0)),
+    ):
+        new, _ = train.make_step(total, optimizer, compile=False)(train_state, torch.ones(1))
+        assert all((leaf == -0.1).all() for leaf in tree.leaves(new.params))
+    assert not buffer.any()
+
+
+def test_replace_copies_what_it_is_given_and_ends_with_its_original():
+    optimizer = optim.sgd(0.1)
+    mine = {"w": torch.zeros(3)}
+    step = train.make_step(total, optimizer, compile=False)
+    old = train.TrainState.create({"w": torch.ones(3)}, optimizer, random.key(0))
+    new = old.replace(params=mine)
+    step(new, torch.ones(1))
+    assert not mine["w"].any()
+    old = train.TrainState.create({"w": torch.ones(3)}, optimizer, random.key(0))
+    other = old.replace(opt_state=optim.set(old.opt_state, lr=0.5))
+    step(other, torch.ones(1))
+    with pytest.raises(RuntimeError, match="given to a donating step"):
+        _ = old.params
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_update_that_changes_the_state_is_refused_before_damage(fast_compile, compile):
+    def returning(params):
+        return lambda ts, batch: (ts.replace(params=params(ts.params)), {"loss": batch.sum()})
+
+    for params, message in (
+        (lambda p: {"b": p["b"] * 1, "a": p["a"] * 1}, "another order"),
+        (lambda p: {"a": p["a"].mean(), "b": p["b"]}, r"leaf 'params\.a' has shape \(\), expected \(2,\)"),
+        (lambda p: {"a": p["a"].double(), "b": p["b"]}, r"leaf 'params\.a' has dtype torch.float64"),
+    ):
+        given = {"a": torch.zeros(2), "b": torch.ones(2)}
+        train_state = train.TrainState.create(given, optim.sgd(0.1), random.key(0))
+        with pytest.raises(ValueError, match=f"the state after the step: .*{message}"):
+            train.make_step(update=returning(params), compile=compile)(train_state, torch.ones(1))
+        assert tree.allclose(train_state.params, given, rtol=0, atol=0)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    for made_by, used in ((optim.adam(0.1), optim.sgd(0.1)), (optim.sgd(0.1, momentum=0.9), optim.sgd(0.1))):
+        with pytest.raises(ValueError, match="made by another"):
+            train.make_step(loss_fn, used, compile=False)(start(made_by), (X, Y))
 
 
 def test_an_expanded_leaf_gets_memory_of_its_own():
@@ -272,13 +324,18 @@ def test_a_donated_state_says_so(fast_compile):
     assert int(again.step) == 2
 
 
-def test_donation_reuses_the_memory():
+@pytest.mark.parametrize("compile", [False, True])
+def test_donation_writes_into_the_old_memory(fast_compile, compile):
     optimizer = optim.adam(0.1)
-    step, train_state = train.make_step(loss_fn, optimizer, compile=False), start(optimizer)
-    before = {path: leaf.data_ptr() for path, leaf in tree.paths(train_state).items()}
-    for _ in range(2):
+    for donate in (True, False):
+        step, train_state = train.make_step(loss_fn, optimizer, compile=compile, donate=donate), start(optimizer)
+        taken = tree.paths(train_state)
+        before = {path: leaf.clone() for path, leaf in taken.items()}
         train_state, _ = step(train_state, (X, Y))
-    assert {path: leaf.data_ptr() for path, leaf in tree.paths(train_state).items()} == before
+        new = tree.paths(train_state)
+        expected = new if donate else before
+        assert all(torch.equal(taken[path], expected[path]) for path in taken)
+        assert not torch.equal(before["params.0.weight"], new["params.0.weight"])
 
 
 # ---- many networks
@@ -357,15 +414,29 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(fast_compile, c
     assert torch.isfinite(metrics["loss"])
 
 
-def test_a_gradient_that_is_not_finite_counts_too():
-    def root(params, state, batch, key):
-        return (params["w"] - batch).abs().sqrt().sum(), (state, {})
+def test_an_update_that_is_not_finite_never_reaches_the_state():
+    """A gradient at a kink, an update and a second moment that overflow: the loss reads NaN, the state stays finite."""
 
-    optimizer = optim.sgd(0.1)
-    train_state = train.TrainState.create({"w": torch.ones(2)}, optimizer, random.key(0))
-    train_state, metrics = train.make_step(root, optimizer, compile=False)(train_state, torch.ones(2))
-    assert torch.isnan(metrics["loss"])
-    assert torch.equal(train_state.params["w"], torch.ones(2))
+    def root(params, state, batch, key):
+        return (params["w"] - batch).abs().sqrt().sum() + params["v"].sum(), (state, {})
+
+    def steep(params, state, batch, key):
+        return 1e20 * params["w"].sum() + params["v"].sum(), (state, {})
+
+    for loss, optimizer in (
+        (root, optim.sgd(0.1, momentum=0.9)),
+        (root, optim.adam(0.1)),
+        (root, optim.chain(optim.clip_by_global_norm(1.0), optim.adam(0.1))),
+        (steep, optim.adam(0.1)),
+        (steep, optim.sgd(1e38)),
+    ):
+        step = train.make_step(loss, optimizer, compile=False)
+        train_state = train.TrainState.create({"w": torch.ones(2), "v": torch.ones(2)}, optimizer, random.key(0))
+        for _ in range(2):
+            train_state, metrics = step(train_state, torch.ones(2))
+            assert torch.isnan(metrics["loss"])
+        assert all(torch.isfinite(leaf).all() for leaf in tree.leaves(train_state))
+        assert torch.equal(train_state.params["w"], torch.ones(2))
 
 
 # ---- bad input
@@ -390,6 +461,7 @@ def bad_steps():
         "empty batch": (good, (X[:0], Y[:0]), r"batch: leaf '0' has no examples, shape \(0, 6\)"),
         "labels of another shape": (good, (X, Y[:5]), r"labels"),
         "number in the batch": (good, (X, 3), r"batch: leaf '1' is int, expected a tensor"),
+        "array in the batch": (good, (X, Y.numpy()), r"batch: leaf '1' is ndarray, expected a tensor"),
     }
 
 
@@ -426,8 +498,12 @@ def test_labels_out_of_range_never_train(fast_compile, compile):
         (lambda loss, state: (loss, state), r"must return \(loss, \(state, metrics\)\)"),
         (lambda loss, state: (loss.expand(3), (state, {})), "0-d floating tensor"),
         (lambda loss, state: (loss, (state, {"rows": loss.expand(3)})), "metric 'rows' must be a 0-d tensor"),
-        (lambda loss, state: (loss, ({}, {})), "state after the step: missing"),
-        (lambda loss, state: (loss, (tree.map(torch.Tensor.double, state), {})), "leaf '1.running_mean' has dtype"),
+        (lambda loss, state: (loss, (state, {"loss": loss})), 'must not contain "loss"'),
+        (lambda loss, state: (loss, ({}, {})), "the state after the step: missing"),
+        (
+            lambda loss, state: (loss, (tree.map(torch.Tensor.double, state), {})),
+            r"leaf 'state\.1\.running_mean' has dtype",
+        ),
     ],
 )
 def test_a_loss_function_that_breaks_the_contract(fast_compile, returned, message):
@@ -440,6 +516,15 @@ def test_a_loss_function_that_breaks_the_contract(fast_compile, returned, messag
             train.make_step(broken, optim.sgd(0.1), compile=compile)(start(optim.sgd(0.1)), (X, Y))
 
 
+def test_a_loss_that_reads_values_cannot_compile_and_says_so(fast_compile):
+    def reading(params, state, batch, key):
+        loss, aux = loss_fn(params, state, batch, key)
+        return (loss if loss > 0 else -loss), aux
+
+    with pytest.raises(ValueError, match="reads the value of a tensor"):
+        train.make_step(reading, optim.sgd(0.1))(start(optim.sgd(0.1)), (X, Y))
+
+
 def test_make_step_and_create_say_what_they_need():
     with pytest.raises(TypeError, match="needs loss_fn and optimizer, or update="):
         train.make_step(loss_fn)
@@ -447,7 +532,7 @@ def test_make_step_and_create_say_what_they_need():
         train.make_step(loss_fn, optim.sgd(0.1), update=lambda s, b: (s, {}))
     with pytest.raises(TypeError, match="expected a TrainState, got dict"):
         train.make_step(loss_fn, optim.sgd(0.1))({}, (X, Y))
-    with pytest.raises(TypeError, match=r"params: leaf 'w' is float"):
+    with pytest.raises(TypeError, match=r"leaf 'params\.w' is float"):
         train.TrainState.create({"w": 1.0}, optim.sgd(0.1), random.key(0))
     with pytest.raises(TypeError, match="key"):
         train.TrainState.create({"w": torch.ones(1)}, optim.sgd(0.1), 0)

@@ -84,7 +84,7 @@ def test_partition_and_combine(nested, where):
 def test_combine_refuses_two_leaves_and_other_structures(nested):
     with pytest.raises(ValueError, match=r"both trees have a leaf at '0\.weight'"):
         tree.combine(nested, nested)
-    with pytest.raises(ValueError, match="trees differ at 'a'"):
+    with pytest.raises(ValueError, match="but the trees differ"):
         tree.combine({"a": {"b": ()}}, {"a": {"c": ()}})
 
 
@@ -138,6 +138,28 @@ def test_at_names_the_nearest_path(nested):
         tree.at(nested, "0.weigth")
     with pytest.raises(KeyError, match=r"no path '0\.weight\.deeper'"):
         tree.at(nested, "0.weight.deeper")
+
+
+def test_all_registered_containers():
+    import collections
+
+    containers = {
+        "default": collections.defaultdict(list, a=torch.ones(1)),
+        "ordered": collections.OrderedDict(b=torch.ones(1), a=torch.zeros(1)),
+        "deque": collections.deque([torch.ones(1), torch.zeros(1)]),
+        "dotted.key": {"c": torch.ones(1)},
+    }
+    assert tree.allclose(tree.combine(*tree.partition(containers, "*a")), containers)
+    for path in tree.paths(containers):
+        changed = tree.at(containers, path).set(torch.full((1,), 5.0))
+        assert {p for p, leaf in tree.paths(changed).items() if leaf == 5} == {path}
+        assert tree.allclose(tree.at(changed, path).apply(lambda _: tree.at(containers, path).get()), containers)
+
+
+def test_two_leaves_with_one_path_are_refused():
+    for clash in ({1: torch.ones(1), "1": torch.ones(1)}, {"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}):
+        with pytest.raises(ValueError, match="two leaves of the tree have the path"):
+            tree.paths(clash)
 
 
 def test_ravel_restores_dtypes_exactly():

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fnn import tree
-from fnn.nn._containers import Children, Container, Nursery, RefuseGlobalRandomness, Run, named_children
+from fnn.nn._containers import Children, Container, Nursery, Run, named_children
 from fnn.nn._layer import Layer, Params, State, expression, layer
 
 
@@ -17,7 +16,7 @@ class Block(Container):
     """`f(m, *xs)` written in plain Python over named layers: `m.name(...)` applies the layer `name`.
 
     `m.name.params` is that layer's parameters, for weights used twice; `m.train` tells the mode. A layer may be
-    called several times. `init` runs `f` on meta tensors in training mode; a layer that `f` never calls is an error.
+    called several times. `init` runs `f` on fake tensors in training mode; a layer that `f` never calls is an error.
 
     Example: a transformer's feed-forward block.
         >>> from fnn import nn, random
@@ -41,10 +40,11 @@ class Block(Container):
         object.__setattr__(self, "children", named_children("Block", (layers,)))
 
     def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        handle = _Init(Nursery(key), self.children)
-        with RefuseGlobalRandomness():
-            self.f(handle, *tree.abstract(xs))
-        params, state = handle._nursery.params, handle._nursery.state
+        nursery = Nursery(key, xs)
+        handle = _Init(nursery, self.children)
+        with nursery.inference:
+            self.f(handle, *nursery.xs)
+        params, state = nursery.params, nursery.state
         if unused := [name for name, _ in self.children if name not in handle._seen]:
             raise ValueError(f"Block: f never calls the layer {unused[0]!r}; call m.{unused[0]}(...) or leave it out")
         names = [name for name, _ in self.children]
@@ -117,14 +117,14 @@ class _Init(_Handle):
             self._seen.add(name)
             return self._nursery.add(index, name, child, xs)
         params, state = self._nursery.params.get(name, {}), self._nursery.state.get(name, {})
-        return self._nursery.run(child, params, state, xs)
+        return self._nursery.run(name, child, params, state, xs)
 
     def _params(self, name: str) -> Params:
         if name not in self._seen:
             raise ValueError(
                 f"Block: m.{name}.params is read before m.{name}(...) is called; init cannot know its shapes"
             )
-        return tree.abstract(self._nursery.params.get(name, {}))
+        return self._nursery.inference.fake(self._nursery.params.get(name, {}))
 
 
 def _ordered(found: dict[str, Any], names: list[str]) -> dict[str, Any]:

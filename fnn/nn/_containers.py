@@ -2,7 +2,7 @@
 
 A container's `params` is a dict with one entry for each child that has parameters, under the child's name;
 `state` likewise. Child `i` gets the key `random.fold_in(key, i)`, and only if it uses one: a fold is
-145 graph nodes. Sizes are inferred by running each child on meta tensors, in training mode so that every
+145 graph nodes. Sizes are inferred by running each child on fake tensors, in training mode so that every
 child is reached.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnn import random, tree
+from fnn.nn._inference import Inference
 from fnn.nn._layer import Layer, Params, State, as_layer, expression, layer
 
 Children = tuple[tuple[str, Layer], ...]
@@ -59,8 +59,8 @@ class Sequential(Container):
         object.__setattr__(self, "children", named_children("Sequential", layers))
 
     def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key)
-        xs = tree.abstract(xs)
+        nursery = Nursery(key, xs)
+        xs = nursery.xs
         for index, (name, child) in enumerate(self.children):
             xs = (nursery.add(index, name, child, xs),)
         return nursery.params, nursery.state
@@ -95,10 +95,9 @@ class Parallel(Container):
         object.__setattr__(self, "named", len(branches) == 1 and isinstance(branches[0], dict))
 
     def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key)
-        xs = tree.abstract(xs)
+        nursery = Nursery(key, xs)
         for index, (name, child) in enumerate(self.children):
-            nursery.add(index, name, child, xs)
+            nursery.add(index, name, child, nursery.xs)
         return nursery.params, nursery.state
 
     def apply(
@@ -129,10 +128,9 @@ class Residual(Container):
         object.__setattr__(self, "children", named_children("Residual", (branches,)))
 
     def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key)
-        xs = tree.abstract(xs)
+        nursery = Nursery(key, xs)
         for index, (name, child) in enumerate(self.children):
-            nursery.add(index, name, child, xs)
+            nursery.add(index, name, child, nursery.xs)
         return nursery.params, nursery.state
 
     def apply(
@@ -141,6 +139,8 @@ class Residual(Container):
         run = Run(self, params, state, key, train)
         ys = [run(index, name, child, xs) for index, (name, child) in enumerate(self.children)]
         left, right = ys[0], ys[1] if len(ys) == 2 else xs[0]
+        if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+            raise TypeError(f"Residual: adds tensors, got {type(left).__name__} and {type(right).__name__}")
         if left.shape != right.shape:
             raise ValueError(
                 f"Residual: body gives shape {tuple(left.shape)}, the shortcut {tuple(right.shape)}; "
@@ -154,28 +154,30 @@ class Residual(Container):
 
 
 class Nursery:
-    """Initialises children one by one and runs them on meta tensors to learn the next one's input."""
+    """Initialises children one by one and runs them on fake tensors to learn the next one's input."""
 
-    def __init__(self, key: Tensor):
+    def __init__(self, key: Tensor, xs: tuple[Any, ...]):
         random.check_key(key)
         self.key = key
+        self.inference = Inference(key, xs)
+        self.xs = self.inference.fake(xs)
         self.params: Params = {}
         self.state: State = {}
 
     def add(self, index: int, name: str, child: Layer, xs: tuple[Any, ...]) -> Any:
-        """Initialise `child` for the inputs `xs` (meta tensors); returns its output on the meta device."""
+        """Initialise `child` for the inputs `xs` (fakes); returns its output as fakes."""
         with Located(name, child):
             params, state = child.init(random.fold_in(self.key, index), *xs)
             if tree.leaves(params):
                 self.params[name] = params
             if tree.leaves(state):
                 self.state[name] = state
-            return self.run(child, params, state, xs)
+        return self.run(name, child, params, state, xs)
 
-    def run(self, child: Layer, params: Params, state: State, xs: tuple[Any, ...]) -> Any:
-        meta_key = torch.empty(2, dtype=torch.int32, device="meta")
-        with RefuseGlobalRandomness():
-            y, _ = child.apply(tree.abstract(params), tree.abstract(state), *xs, key=meta_key, train=True)
+    def run(self, name: str, child: Layer, params: Params, state: State, xs: tuple[Any, ...]) -> Any:
+        params, state = self.inference.fake((params, state))
+        with Located(name, child), self.inference:
+            y, _ = child.apply(params, state, *xs, key=self.inference.key(), train=True)
         return y
 
 
@@ -193,15 +195,14 @@ class Run:
                         f"{type(container).__name__}: {of} has an unexpected entry {name!r}; its layers are {names}"
                     )
         self.params, self.state, self.key, self.train = params, state, key, train
+        self.count = len(names)
         self.changed: State = {}
 
     def __call__(self, index: int, name: str, child: Layer, xs: tuple[Any, ...], turn: int = 0) -> Any:
         """Apply a child; `turn` counts earlier calls of the same child, so that each draws its own numbers."""
         key = None
         if self.key is not None and child.uses_key:
-            key = random.fold_in(self.key, index)
-            if turn:
-                key = random.fold_in(key, turn)
+            key = random.fold_in(self.key, index + turn * self.count)
         state = self.changed.get(name, self.state.get(name, {}))
         with Located(name, child):
             y, new = child.apply(self.params.get(name, {}), state, *xs, key=key, train=self.train)
@@ -224,35 +225,13 @@ class Located:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception):
-            return
+        if not isinstance(error, Exception) or torch.compiler.is_compiling():
+            return  # Dynamo reports an error by its own line, and cannot trace what follows
         unlocated = str(error).removeprefix(f"{type(self.child).__name__}: ")
         path, shown, message = getattr(error, "layer", (None, repr(self.child), unlocated))
         path = self.name if path is None else f"{self.name}.{path}"
         error.layer = (path, shown, message)  # type: ignore[attr-defined]
         error.args = (f"layer {path!r} {shown}: {message}",)
-
-
-class RefuseGlobalRandomness(TorchDispatchMode):
-    """Raises where an operator draws from torch's global generator, which no key controls."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
-            raise TypeError(
-                f"{func} draws from torch's global generator, which no key controls; "
-                "use nn.Dropout, or a layer whose apply draws from `key` with fnn.random"
-            )
-        return func(*args, **kwargs)
-
-
-def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
-    """Attention carries the random tag for the sake of its dropout; without dropout it draws nothing."""
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.name == "dropout_p":
-            given = args[position] if position < len(args) else kwargs.get("dropout_p", argument.default_value)
-            return given == 0
-    return False
 
 
 def named_children(owner: str, layers: tuple[Any, ...]) -> Children:

@@ -40,17 +40,19 @@ class Conv2d(Layer):
         if self.bias:
             bias_init = self.bias_init or uniform_bound(math.prod(shape[1:]) ** -0.5)
             params["bias"] = bias_init(bias_key, (self.out_channels,), dtype)
+        expect(self, params, self._shapes(x))
         return params, {}
 
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        shapes: Shapes = {"weight": self._weight_shape(x)}
-        if self.bias:
-            shapes["bias"] = (self.out_channels,)
-        weight, *bias = expect(self, params, shapes)
+        weight, *bias = expect(self, params, self._shapes(x))
         y = F.conv2d(x, weight, bias[0] if bias else None, self.stride, self.padding, self.dilation, self.groups)
         return y, state
+
+    def _shapes(self, x: Tensor) -> Shapes:
+        shapes: Shapes = {"weight": self._weight_shape(x)}
+        return {**shapes, "bias": (self.out_channels,)} if self.bias else shapes
 
     def _weight_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         if x.dim() not in (3, 4):

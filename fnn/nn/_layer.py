@@ -62,8 +62,10 @@ class Layer:
         return self.apply(params, {} if state is None else state, *xs)[0]
 
     def __repr__(self) -> str:
+        if not dataclasses.is_dataclass(self):
+            return f"{type(self).__name__}()"
         arguments = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
                 arguments.append(_show(value))
@@ -120,6 +122,8 @@ def expect(layer: Layer, tree: dict[str, Any], shapes: Shapes, of: str = "params
         if name not in shapes:
             raise ValueError(f"{who}: {of} has an unexpected leaf {name!r}; expected {list(shapes)}, got {list(tree)}")
     for name, shape in shapes.items():
+        if not isinstance(tree[name], Tensor):
+            raise TypeError(f"{who}: {of} leaf {name!r} must be a tensor of shape {shape}, got {tree[name]!r}")
         if tuple(tree[name].shape) != shape:
             raise ValueError(
                 f"{who}: {of} leaf {name!r} has shape {tuple(tree[name].shape)}, but this input needs {shape}; "

@@ -35,12 +35,14 @@ class Linear(Layer):
         if self.bias:
             bias_init = self.bias_init or uniform_bound(x.shape[-1] ** -0.5 if x.shape[-1] else 0.0)
             params["bias"] = bias_init(bias_key, (self.out_features,), dtype)
+        expect(self, params, self._shapes(x))
         return params, {}
 
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
+        return F.linear(x, *expect(self, params, self._shapes(x))), state
+
+    def _shapes(self, x: Tensor) -> Shapes:
         shapes: Shapes = {"weight": (self.out_features, x.shape[-1])}
-        if self.bias:
-            shapes["bias"] = (self.out_features,)
-        return F.linear(x, *expect(self, params, shapes)), state
+        return {**shapes, "bias": (self.out_features,)} if self.bias else shapes

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fnn.nn._inference import inferring
 from fnn.nn._layer import Layer, Params, State, expect, layer, parameter_dtype
 
 
@@ -15,7 +16,8 @@ class BatchNorm(Layer):
     """Normalise each channel over batch and space, x: (N, C, ...); `torch.nn.BatchNorm1d`, 2d and 3d in one.
 
     params: `weight` (C,), `bias` (C,) where `affine`. state: `running_mean` (C,), `running_var` (C,), which
-    training moves by `momentum` towards the batch's mean and unbiased variance, and evaluation uses.
+    training moves by `momentum` towards the batch's mean and unbiased variance, and evaluation uses; float32 for
+    half-precision inputs.
     Written in pure operations, so it is right under `vmap`, each copy with its own state.
     Source: Ioffe and Szegedy, 2015.
     """
@@ -29,6 +31,8 @@ class BatchNorm(Layer):
         channels = self._channels(x)
         options = {"dtype": parameter_dtype(x), "device": key.device}
         params = {"weight": torch.ones(channels, **options), "bias": torch.zeros(channels, **options)}
+        # A running mean in half precision stands still as soon as a step moves it by less than a digit.
+        options["dtype"] = torch.promote_types(parameter_dtype(x), torch.float32)
         state = {"running_mean": torch.zeros(channels, **options), "running_var": torch.ones(channels, **options)}
         return params if self.affine else {}, state
 
@@ -45,12 +49,12 @@ class BatchNorm(Layer):
         if train:
             axes = [axis for axis in range(x.dim()) if axis != 1]
             count = x.numel() // max(1, x.shape[1])
-            if count <= 1:
+            if count <= 1 and not inferring():
                 raise ValueError(
                     f"BatchNorm: training needs more than one value per channel, got an input of shape {tuple(x.shape)}"
                 )
             variance, mean = torch.var_mean(exact, axes, correction=0)
-            unbiased = variance * (count / (count - 1))
+            unbiased = variance * (count / max(1, count - 1))
             state = {
                 "running_mean": torch.lerp(running_mean, mean.detach().to(running_mean.dtype), self.momentum),
                 "running_var": torch.lerp(running_var, unbiased.detach().to(running_var.dtype), self.momentum),

@@ -155,13 +155,14 @@ def orthogonal(scale: float = 1.0, column_axis: int = -1) -> Initializer:
         columns = shape[column_axis]
         rows = math.prod(shape) // columns
         tall = (rows, columns) if rows > columns else (columns, rows)
-        q, r = torch.linalg.qr(random.normal(key, tall, dtype))
+        exact = torch.promote_types(dtype, torch.float32)  # LAPACK has no half precision
+        q, r = torch.linalg.qr(random.normal(key, tall, dtype).to(exact))
         signs = torch.sign(torch.diagonal(r))  # makes the factorisation, and so the distribution, unique
         q = q * signs
         if rows < columns:
             q = q.T
         others = [n for axis, n in enumerate(shape) if axis != column_axis % len(shape)]
-        return scale * q.reshape(*others, columns).movedim(-1, column_axis)
+        return (scale * q.reshape(*others, columns).movedim(-1, column_axis)).to(dtype)
 
     return init
 

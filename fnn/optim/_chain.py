@@ -62,6 +62,11 @@ def identity() -> GradientTransformation:
         return ()
 
     def update(grads: Tree, opt_state: OptState, params: Tree | None = None, **extra: Any) -> tuple[Tree, OptState]:
+        if not isinstance(opt_state, tuple) or len(opt_state) != 0:
+            raise ValueError(
+                f"opt_state: identity has no state, got {type(opt_state).__name__}; it was made by another optimizer. "
+                "Use the state that this optimizer's init(params) returned"
+            )
         return grads, opt_state
 
     return GradientTransformation(init, update)

@@ -1,8 +1,9 @@
 """Random numbers as a pure function of a key: the same key gives the same bits as `jax.random`.
 
-A key is an int32 tensor of shape (2,), made by `key(seed)`. Nothing is hidden and nothing moves on: using a key twice
+A key is an int32 tensor of shape (2,), made by `key(seed)`. Nothing is hidden and nothing moves on: a key used twice
 gives the same numbers twice, and `split` and `fold_in` make new keys. Every function is legal under `torch.vmap` (over
-keys and parameters), `torch.func.grad` and `jvp`, `torch.compile(fullgraph=True)`, and on meta keys (shapes and dtypes).
+keys and parameters), `torch.func.grad` and `jvp`, and `torch.compile(fullgraph=True)`; from a meta key it gives shapes
+and dtypes only.
 
 >>> key = fnn.random.key(0)
 >>> weight_key, noise_key = fnn.random.split(key)

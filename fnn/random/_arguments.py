@@ -22,6 +22,8 @@ def as_integer(value: object) -> int | None:
     """`value` as an integer, None if it is none. A compiler's symbolic integer stays symbolic."""
     if isinstance(value, (int, torch.SymInt)):
         return value  # pyright: ignore[reportReturnType]
+    if isinstance(value, Tensor):
+        return None  # its __index__ would wait for the device
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
@@ -41,11 +43,10 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def check_dtype(function: str, dtype: torch.dtype, allowed: Sequence[torch.dtype]) -> None:
-    """Raise unless `dtype` is one that `function` draws."""
+def check_dtype(name: str, dtype: torch.dtype, allowed: Sequence[torch.dtype]) -> None:
+    """Raise unless `dtype`, of what `name` says, is an allowed one."""
     if dtype not in allowed:
-        names = ", ".join(str(one).removeprefix("torch.") for one in allowed)
-        raise TypeError(f"`dtype` of {function} is one of {names}, not {describe(dtype)}.")
+        raise TypeError(f"{name} is one of {', '.join(map(str, allowed))}, not {dtype!r}.")
 
 
 def check_broadcast(shape: tuple[int, ...], **parameters: Tensor) -> None:

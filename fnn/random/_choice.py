@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fnn.random._arguments import FLOATS, check_dtype, check_shape, describe
+from fnn.random._arguments import FLOATS, as_integer, check_dtype, check_shape, describe
 from fnn.random._integers import randint
 from fnn.random._keys import check_key
 from fnn.random._permutation import check_axis, permutation
@@ -17,20 +17,20 @@ from fnn.random._uniform import draw_unit, scaling, uniform, working_dtype
 def categorical(key: Tensor, logits: Tensor, axis: int = -1, shape: Sequence[int] | None = None) -> Tensor:
     """Outcomes with the probabilities softmax(logits, axis).
 
-    key: (2,) int32. logits: float32, float16, bfloat16 or float64. shape: of the result, of which the last dimensions are
-    those of logits without `axis`, or broadcast from them; by default just those.
-    Returns `shape` of int64. Eager and compiled agree, and JAX with them, but where two outcomes tie within rounding.
-    Raises TypeError for logits that are no float tensor, ValueError for a shape that does not fit.
+    key: (2,) int32. logits: float32, float16, bfloat16 or float64. shape: of the result, which ends in that of logits
+    without `axis`, or in what that broadcasts to; by default just that.
+    Returns `shape` of int64, equal to JAX's unless two outcomes tie within the last bits. Raises TypeError for logits
+    that are no float tensor, ValueError for a shape that does not fit.
 
-    >>> fnn.random.categorical(fnn.random.key(0), torch.tensor([0.0, 0.0, 9.0]), shape=(4,)).shape
-    torch.Size([4])
+    >>> fnn.random.categorical(fnn.random.key(0), torch.tensor([0.0, 0.0, 2.0]), shape=(6,))
+    tensor([1, 2, 2, 1, 2, 2])
 
     Source: `jax.random.categorical`: the largest of logits plus Gumbel noise.
     """
     check_key(key)
     if not isinstance(logits, Tensor):
         raise TypeError(f"`logits` is a tensor, not {describe(logits)}.")
-    check_dtype("categorical's `logits`", logits.dtype, FLOATS)
+    check_dtype("the dtype of `logits`", logits.dtype, FLOATS)
     if logits.ndim == 0:
         raise ValueError("`logits` has at least one dimension, the outcomes.")
     axis = check_axis(axis, logits)
@@ -61,8 +61,8 @@ def choice(
     Returns `shape` of int64, or a.shape with `axis` replaced by `shape`. Raises ValueError for more draws without
     replacement than outcomes, or no outcomes; TypeError for other arguments.
 
-    >>> fnn.random.choice(fnn.random.key(0), 10, (3,), replace=False).unique().shape
-    torch.Size([3])
+    >>> fnn.random.choice(fnn.random.key(0), 10, (3,), replace=False)
+    tensor([0, 1, 8])
 
     Source: `jax.random.choice`.
     """
@@ -71,10 +71,10 @@ def choice(
     if isinstance(a, Tensor) and a.ndim:
         axis = check_axis(axis, a)
         outcomes = a.shape[axis]
-    elif isinstance(a, int):
-        outcomes = a
     else:
-        raise TypeError(f"`a` is an integer or a tensor of at least one dimension, not {describe(a)}.")
+        outcomes = as_integer(a)
+        if outcomes is None:
+            raise TypeError(f"`a` is an integer or a tensor of at least one dimension, not {describe(a)}.")
     draws = math.prod(shape)
     if draws and outcomes < 1:
         raise ValueError(f"`a` has no outcomes to draw from: it is {describe(a)}.")
@@ -95,7 +95,7 @@ def choice(
 def _places(key: Tensor, shape: tuple[int, ...], replace: bool, p: Tensor, outcomes: int) -> Tensor:
     if not isinstance(p, Tensor):
         raise TypeError(f"`p` is a tensor, not {describe(p)}.")
-    check_dtype("choice's `p`", p.dtype, FLOATS)
+    check_dtype("the dtype of `p`", p.dtype, FLOATS)
     if p.shape != (outcomes,):
         raise ValueError(f"`p` has a probability for each outcome, shape ({outcomes},), not {tuple(p.shape)}.")
     p = p.detach()

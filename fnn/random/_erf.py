@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fnn.random._rounding import divide, multiply_add
+from fnn.random._rounding import multiply_add, to_single, with_derivatives
 
 
 def _single(*values: float) -> list[float]:
     return torch.tensor(values, dtype=torch.float32, device="cpu").tolist()
 
 
-# Giles' polynomials in w = -log(1 - x**2), highest power first. Single precision: in w - 2.5, and in sqrt(w) - 3 for the
-# tails, w >= 5. The coefficients are float32 numbers.
+# Giles' polynomials in w = -log(1 - x**2), highest power first. Single precision: in w - 2.5, and in sqrt(w) - 3 for
+# the tails, w >= 5. The coefficients are float32 numbers.
 _CENTRAL = _single(
     2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 2.1858087e-04, -1.25372503e-03, -4.17768164e-03,
     2.46640727e-01, 1.50140941,
@@ -81,12 +81,13 @@ def erf(x: Tensor) -> Tensor:
     x = x.detach().clamp(-_ERF_LIMIT, _ERF_LIMIT)
     square = x * x
     numerator, denominator = _rounded_polynomial(_ERF_P, square), _rounded_polynomial(_ERF_Q, square)
-    return _with_derivatives(divide(x * numerator, denominator), smooth)
+    quotient = (x * numerator).to(torch.float64) / denominator.to(torch.float64)
+    return with_derivatives(to_single(quotient), smooth)
 
 
 def erfinv(x: Tensor) -> Tensor:
-    """The inverse error function of float32 or float64 numbers with |x| < 1, with the derivatives of its polynomials."""
-    # XLA rounds x**2 to the dtype of x: near |x| = 1 that moves the result by up to 90 ulp, and is part of the definition.
+    """The inverse error function of float32 or float64 numbers, |x| < 1, with the derivatives of its polynomials."""
+    # That XLA rounds x**2 to the dtype of x moves results near |x| = 1 by up to 90 ulp, and is part of its definition.
     if x.dtype == torch.float32:
         w = -torch.log(1.0 - (x * x).to(torch.float64))
         value = torch.where(w < 5.0, _polynomial(_CENTRAL, w - 2.5), _polynomial(_TAIL, torch.sqrt(w) - 3.0))
@@ -101,14 +102,7 @@ def erfinv_closed(x: Tensor, differentiable: bool) -> Tensor:
     """`erfinv` for |x| <= 1; with the derivatives of `torch.erfinv` where it has to be differentiable."""
     end = x.detach()
     value = torch.where(end.abs() == 1.0, end * torch.inf, erfinv(end))
-    return _with_derivatives(value, torch.erfinv(x)) if differentiable else value
-
-
-def _with_derivatives(value: Tensor, smooth: Tensor) -> Tensor:
-    # `smooth` is within a factor of 2 of `value`, so that the difference is exact, and the sum is `value`. Equal ones may
-    # be infinite.
-    near = smooth.detach()
-    return smooth + torch.where(value == near, 0.0, value - near)
+    return with_derivatives(value, torch.erfinv(x)) if differentiable else value
 
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:

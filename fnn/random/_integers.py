@@ -24,18 +24,18 @@ def randint(
     key: (2,) int32. shape: of the result. minval, maxval: integers that `dtype` holds (`maxval` may be one more), or
     integer tensors that broadcast to `shape`, clipped to what it holds; where those leave no number, minval is drawn.
     dtype: int32, int64, int16, int8 or uint8.
-    Returns `shape` of `dtype`, equal to JAX's bit for bit. A number's probability is off by at most 2**-32 of its own for
-    spans up to 2**16, and by span / 2**32 beyond (int64: 2**-64 up to 2**32, and span / 2**64).
+    Returns `shape` of `dtype`, equal to JAX's bit for bit. The probabilities are even to a relative span / 2**64 for
+    spans up to 2**16, and span / 2**32 beyond (int64: span / 2**128 up to 2**32, and span / 2**64).
     Raises TypeError for bounds that are no integers, ValueError for those that do not fit.
 
-    >>> fnn.random.randint(fnn.random.key(0), (3,), 0, 10)
-    tensor([...], dtype=torch.int32)
+    >>> fnn.random.randint(fnn.random.key(0), (5,), 0, 10)
+    tensor([9, 0, 2, 3, 1], dtype=torch.int32)
 
     Source: `jax.random.randint`.
     """
     check_key(key)
     shape = check_shape("shape", shape)
-    check_dtype("randint", dtype, _DTYPES)
+    check_dtype("`dtype`", dtype, _DTYPES)
     least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
     low, high = _bound("minval", minval, least, most), _bound("maxval", maxval, least, most + 1)
     for name, bound in (("minval", low), ("maxval", high)):

@@ -73,8 +73,8 @@ def split(key: Tensor, num: int | Sequence[int] = 2) -> Tensor:
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key from a key and a number, such as a step, an epoch or a layer's position.
 
-    key: (2,) int32. data: an integer from -2**31 to 2**32 - 1, or an integer tensor of shape (), whose low 32 bits count:
-    inside a compiled step the tensor makes a new step no new compilation.
+    key: (2,) int32. data: an integer from -2**31 to 2**32 - 1, or an integer tensor of shape (), whose low 32 bits
+    count: with a tensor, a new step is no new compilation.
     Returns (2,) int32. Raises TypeError or ValueError for other data.
 
     >>> step = torch.tensor(3)

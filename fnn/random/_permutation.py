@@ -3,25 +3,25 @@
 import torch
 from torch import Tensor
 
-from fnn.random._arguments import describe
+from fnn.random._arguments import as_integer, describe
 from fnn.random._bits import bits
 from fnn.random._keys import check_key, split
 
-# Sorting by 32-bit numbers leaves ties in the old order. So many elements are shuffled by 0, 1, 2 and 3 sorts: the
-# numbers of a pair then differ somewhere, with high probability (ceil(3 log n / log(2**32 - 1)) sorts).
+# Sorting by random 32-bit numbers leaves ties in their old order. Up to so many elements, 0, 1, 2 and 3 sorts make it
+# improbable that a pair ties in all of them: n elements take ceil(3 log(n) / log(2**32 - 1)) sorts.
 _MOST_BY_SORTS = (1, 1625, 2642245, 2**32 - 1)
 
 
 def permutation(key: Tensor, x: int | Tensor, axis: int = 0, independent: bool = False) -> Tensor:
     """The numbers below `x`, or the slices of a tensor along `axis`, in random order.
 
-    key: (2,) int32. x: an integer, or a tensor of at least one dimension, through which gradients flow. independent: give
-    each vector along `axis` an order of its own.
-    Returns (x,) int64, or a tensor like x. Raises TypeError for another x, ValueError for a negative x, IndexError for an
-    axis that x lacks.
+    key: (2,) int32. x: an integer, or a tensor of at least one dimension, through which gradients flow. independent:
+    whether each vector along `axis` gets an order of its own.
+    Returns (x,) int64, or a tensor like x. Raises TypeError for another x, ValueError for a negative one, IndexError
+    for an axis that x lacks.
 
-    >>> fnn.random.permutation(fnn.random.key(0), 5).sort().values
-    tensor([0, 1, 2, 3, 4])
+    >>> fnn.random.permutation(fnn.random.key(0), 5)
+    tensor([0, 1, 4, 3, 2])
 
     Source: `jax.random.permutation`: stable sorts by random bits.
     """
@@ -33,11 +33,12 @@ def permutation(key: Tensor, x: int | Tensor, axis: int = 0, independent: bool =
         places = torch.arange(x.shape[axis], device=key.device)
         places = places.reshape(-1, *[1] * (x.ndim - 1 - axis)).expand(x.shape)
         return x.gather(axis, _shuffled(key, places, axis))
-    if not isinstance(x, int):
+    count = as_integer(x)
+    if count is None:
         raise TypeError(f"`x` is an integer or a tensor of at least one dimension, not {describe(x)}.")
-    if x < 0:
-        raise ValueError(f"`x` is not negative, but {x}.")
-    return _shuffled(key, torch.arange(x, device=key.device), 0)
+    if count < 0:
+        raise ValueError(f"`x` is not negative, but is {count}.")
+    return _shuffled(key, torch.arange(count, device=key.device), 0)
 
 
 def check_axis(axis: int, x: Tensor) -> int:

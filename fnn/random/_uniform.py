@@ -29,20 +29,20 @@ def uniform(
     ValueError for bounds that do not broadcast, or numbers in the wrong order.
 
     >>> fnn.random.uniform(fnn.random.key(0), (2,), minval=-1.0)
-    tensor([...])
+    tensor([0.8953, 0.9572])
 
     Source: `jax.random.uniform`.
     """
     check_key(key)
     shape = check_shape("shape", shape)
-    check_dtype("uniform", dtype, FLOATS)
-    if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
-        if minval == 0 and maxval == 1:
-            return draw_unit(key, shape, dtype, lambda u: u.to(dtype))
-        if minval > maxval:
-            raise ValueError(f"`minval` is at most `maxval`, but {minval} is more than {maxval}.")
+    check_dtype("`dtype`", dtype, FLOATS)
+    numbers = not isinstance(minval, Tensor) and not isinstance(maxval, Tensor)
+    if numbers and minval == 0 and maxval == 1:
+        return draw_unit(key, shape, dtype, lambda u: u.to(dtype))
     work = working_dtype(dtype)
     low, high = real_tensor("minval", minval, work, key.device), real_tensor("maxval", maxval, work, key.device)
+    if numbers and minval > maxval:
+        raise ValueError(f"`minval` is at most `maxval`, but {minval} is more than {maxval}.")
     check_broadcast(shape, minval=low, maxval=high)
     scale = scaling(dtype, low, high)
     return draw_unit(key, shape, dtype, lambda u: scale(u).to(dtype), low, high)
@@ -55,13 +55,13 @@ def bernoulli(key: Tensor, p: float | Tensor = 0.5, shape: Sequence[int] | None 
     Returns `shape` of bool. Raises TypeError for a `p` that is not real, ValueError for a number outside [0, 1].
 
     >>> fnn.random.bernoulli(fnn.random.key(0), 0.9, (3,))
-    tensor([...])
+    tensor([False, False,  True])
 
     Source: `jax.random.bernoulli`.
     """
     check_key(key)
     if isinstance(p, Tensor):
-        check_dtype("bernoulli's tensor `p`", p.dtype, FLOATS)
+        check_dtype("the dtype of `p`", p.dtype, FLOATS)
         dtype = p.dtype
     else:
         dtype = torch.float32
@@ -91,8 +91,7 @@ def fraction(x0: Tensor, x1: Tensor, dtype: torch.dtype) -> Tensor:
 def draw_unit(
     key: Tensor, shape: tuple[int, ...], dtype: torch.dtype, finish: Callable[[Tensor], Tensor], *parameters: Tensor
 ) -> Tensor:
-    """`finish(u)` of draws u of `dtype` in [0, 1), tensors of `working_dtype(dtype)`; finish is elementwise in u and in
-    the parameters."""
+    """`finish(u)` of draws u of `dtype` in [0, 1), held in `working_dtype(dtype)`; elementwise in u and parameters."""
 
     def unit(x0: Tensor, x1: Tensor) -> Tensor:
         return fraction(x0, x1, dtype) * 2.0 ** -DIGITS[dtype]

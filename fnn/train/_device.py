@@ -18,7 +18,7 @@ def device(name: str = "auto") -> torch.device:
         chosen = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device: {name!r} is no device; expected 'auto', 'cpu', 'cuda', 'mps', ...") from error
-    if chosen.type not in ("cpu", "meta") and (found is None or found.type != chosen.type):
+    if chosen.type != "cpu" and (found is None or found.type != chosen.type):
         raise ValueError(
             f"device: {name!r} is not available here; expected 'auto', 'cpu'{f' or {found}' if found else ''}"
         )

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn import tree
 from fnn.train._state import TrainState
-from fnn.train._step import check_batch, compile_whole, no_compiler, rehearse, shapes
+from fnn.train._step import batch_size, check_batch, compile_whole, no_compiler, rehearse, shapes
 
 MetricFunction = Callable[[Any, Any, Any], dict[str, Tensor]]
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -27,7 +26,7 @@ def make_eval(metric_fn: MetricFunction, *, compile: bool = True) -> Eval:
 
 
 class Eval:
-    """What `make_eval` returns: `(params, state, batch, mask=None) -> {name: (sum, count)}`."""
+    """What `make_eval` returns: `(train_state, batch, mask=None) -> {name: (sum, count)}`."""
 
     def __init__(self, metric_fn: MetricFunction, *, compile: bool):
         def whole(params: Any, state: Any, batch: Any, mask: Tensor | None) -> Sums:
@@ -38,9 +37,11 @@ class Eval:
         self._run = compile_whole(whole) if compile else whole
         self._seen: set[Any] = set()
 
-    def __call__(self, params: Any, state: Any, batch: Any, mask: Tensor | None = None) -> Sums:
-        arguments = (params, state, batch, mask)
-        signature = shapes((batch, mask))
+    def __call__(self, train_state: TrainState, batch: Any, mask: Tensor | None = None) -> Sums:
+        arguments = (train_state.params, train_state.state, batch, mask)
+        if train_state._memory.shapes is None:
+            train_state._memory.shapes = shapes(train_state.parts)
+        signature = (train_state._memory.shapes, shapes((batch, mask)))
         if signature not in self._seen:
             check_batch(batch)
             if self.compiled:
@@ -60,12 +61,14 @@ def evaluate(eval_step: Eval, train_state: TrainState, loader: Iterable[Any]) ->
     """Means over all examples of `loader`, in evaluation: `{"loss": 0.1, "accuracy": 0.97}`.
 
     Examples that a `data.Loader(remainder="pad")` repeats to fill its last batch do not count. The device is read
-    once, at the end. Raises `ValueError` where the loader has no examples.
+    once, at the end. Raises `ValueError` where the loader has no examples, and for one that drops some.
     """
+    if getattr(loader, "examples", 0) < getattr(loader, "size", 0):
+        raise ValueError(f"evaluate: {loader} leaves examples out; make it with remainder='pad'")
     collected: dict[str, list[Tensor]] = {}
     mask_of = getattr(loader, "mask", lambda batch: None)
     for batch in loader:
-        for name, pair in eval_step(train_state.params, train_state.state, batch, mask_of(batch)).items():
+        for name, pair in eval_step(train_state, batch, mask_of(batch)).items():
             collected.setdefault(name, []).append(torch.stack(pair))
     if not collected:
         raise ValueError("evaluate: the loader has no batches")
@@ -74,13 +77,13 @@ def evaluate(eval_step: Eval, train_state: TrainState, loader: Iterable[Any]) ->
 
 
 def _sum(name: str, values: Tensor, batch: Any, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    size = tree.leaves(batch)[0].shape[0]
+    size = batch_size(batch)
     if values.dim() == 0 or values.shape[0] != size:
         raise ValueError(
             f"metric_fn: {name!r} needs one value for each of the {size} examples, got shape {tuple(values.shape)}; "
             'give the loss reduction="none"'
         )
-    values = values.float()
+    values = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
     if mask is None:
         return values.sum(), torch.full((), values.numel(), dtype=values.dtype, device=values.device)
     kept = mask.reshape(-1, *[1] * (values.dim() - 1)).expand_as(values)

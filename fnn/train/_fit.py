@@ -6,6 +6,7 @@ step. A run's position is its step count alone: batch `step % len(loader)` of ep
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
@@ -20,13 +21,13 @@ from fnn import tree
 from fnn.train._callback import Callback, Run
 from fnn.train._history import History
 from fnn.train._state import TrainState
-from fnn.train._step import Metrics, Step
+from fnn.train._step import Metrics, Step, batch_size
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient was not finite.
+    """A loss or an update was not finite.
 
-    `train_state` holds the last good weights, `step` is the number of the bad step, `history` has the rows so far.
+    `train_state` holds finite weights, `step` is the number of the bad step, `history` has the rows so far.
     """
 
     def __init__(self, message: str, train_state: TrainState, step: int, history: History):
@@ -49,18 +50,22 @@ def fit(
 
     `loader` is a `data.Loader` or any iterable of batches, iterated once an epoch. `eval(train_state)` returns
     numbers for the history after each epoch, recorded as "eval_...": `lambda ts: train.evaluate(eval_step, ts, test)`.
-    A state that comes from step n goes on with step n + 1, in the middle of an epoch if need be.
+    A state that comes from step n goes on with step n + 1, in the middle of an epoch if need be; where the loader has
+    no length, `epochs` counts from this call on.
 
     Ctrl-C ends the run after the current step with `history.stopped == "interrupted"`; a second one at once.
-    Raises `NonFiniteError`, naming the step and keeping the last good weights, when the loss or a gradient is not
-    finite; such a step has changed nothing.
+    Raises `NonFiniteError`, naming the step and its cause, when a loss or an update was not finite. That is noticed
+    when metrics are read; until then the step has kept such numbers out of the state (see `pure_step`).
+    Whatever error ends a run carries the trained state and the rows so far as `error.train_state`, `error.history`.
     """
     if (epochs is None) == (steps is None):
         raise TypeError("fit needs either epochs= or steps=")
     for name, value in (("epochs", epochs), ("steps", steps), ("log_every", log_every)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"fit: {name} must be a positive integer, got {value!r}")
-    per_epoch = len(loader) if hasattr(loader, "__len__") else None  # type: ignore[arg-type]
+    if train_state.step.dim():
+        raise ValueError("fit trains one network; for an ensemble, call the step in a loop of your own")
+    per_epoch = _length(loader)
     if per_epoch == 0:
         raise ValueError("fit: the loader has no batches")
     total = steps if epochs is None else epochs * per_epoch if per_epoch else None
@@ -74,17 +79,32 @@ def fit(
         )
         return train_state, run.history
 
+    started: list[Callback] = []
     with _Interrupt(run):
         try:
             for callback in callbacks:
                 callback.start(run)
+                started.append(callback)
             while run.stop_reason is None and (run.step < total if total is not None else run.epoch < (epochs or 0)):
                 _epoch(run, loader, eval, callbacks, log_every)
+        except BaseException as error:
+            run.stop(type(error).__name__)
+            error.train_state, error.history = run.train_state, run.history  # type: ignore[attr-defined]
+            error.add_note(f"fit: the state after step {run.step} is error.train_state, the rows are error.history")
+            raise
         finally:
             run.history.stopped = run.stop_reason
-            for callback in callbacks:
+            for callback in started:
                 callback.end(run)
     return run.train_state, run.history
+
+
+def _length(loader: Any) -> int | None:
+    """Batches in an epoch, where the loader knows."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def _epoch(
@@ -100,7 +120,7 @@ def _epoch(
         run.train_state, metrics = run.step_fn(run.train_state, batch)
         run.step += 1
         count += 1
-        totals = {name: totals[name] + value if name in totals else value for name, value in metrics.items()}
+        totals = {name: totals.get(name, 0.0) + _wide(value) for name, value in metrics.items()}
         recent.add(metrics, batch)
         if run.step % log_every == 0 or count == 1:
             values = recent.read()
@@ -111,6 +131,8 @@ def _epoch(
     if not count:
         raise ValueError("fit: the loader gave no batches; an iterator that is used up cannot be iterated again")
     recent.read()
+    if run.steps_per_epoch and run.step % run.steps_per_epoch and run.step != run.total_steps and not run.stop_reason:
+        raise ValueError(f"fit: the loader has length {run.steps_per_epoch}, but gave {count} batches")
     row = {"epoch": epoch + 1, "step": run.step} | {name: float(value) / count for name, value in totals.items()}
     if eval is not None and run.stop_reason is None:
         row |= {f"eval_{name}": value for name, value in eval(run.train_state).items()}
@@ -123,12 +145,14 @@ def _epoch(
 def _batches(loader: Any, run: Run) -> Iterator[Any]:
     """The batches of the current epoch from the current step on."""
     start = run.step % run.steps_per_epoch if run.steps_per_epoch else 0
-    if hasattr(loader, "epoch"):
+    if callable(getattr(loader, "epoch", None)):
         return loader.epoch(run.epoch, start=start)
-    batches = iter(loader)
-    for _ in range(start):
-        next(batches)
-    return batches
+    return itertools.islice(loader, start, run.steps_per_epoch)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Metrics are added up in a dtype of their own: 1000 bfloat16 losses of 1.0 would make 256."""
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
 class _Recent:
@@ -141,9 +165,11 @@ class _Recent:
         self.examples, self.since = 0, time.perf_counter()
 
     def add(self, metrics: Metrics, batch: Any) -> None:
+        if "loss" not in metrics or metrics["loss"].dim():
+            raise ValueError('fit: the metrics of a step must contain "loss", a 0-d tensor')
         self.losses.append(metrics["loss"])
         self.metrics = metrics
-        self.examples += tree.leaves(batch)[0].shape[0]
+        self.examples += batch_size(batch)
 
     def read(self) -> dict[str, float]:
         """The last step's metrics as numbers; raises where any step since the last read was not finite."""
@@ -157,7 +183,7 @@ class _Recent:
         self.losses, self.examples, self.since = [], 0, time.perf_counter()
         if not all(finite):
             bad = first + finite.index(False)
-            message = f"the loss or a gradient was not finite in step {bad}; {_diagnosis(self.run, self.loader, bad)}"
+            message = f"the loss or an update was not finite in step {bad}; {_diagnosis(self.run, self.loader, bad)}"
             raise NonFiniteError(message, self.run.train_state, bad, self.run.history)
         return values
 
@@ -165,7 +191,7 @@ class _Recent:
 def _diagnosis(run: Run, loader: Any, step: int) -> str:
     """Why a step was not finite, found by running it again eagerly on its batch, where that can be had again."""
     advice = "try a lower learning rate or optim.clip_by_global_norm"
-    if not hasattr(loader, "epoch") or run.steps_per_epoch is None:
+    if not callable(getattr(loader, "epoch", None)) or run.steps_per_epoch is None:
         return advice
     batch = next(iter(loader.epoch(step // run.steps_per_epoch, start=step % run.steps_per_epoch)))
     for path, leaf in tree.paths(batch).items():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fnn import random, tree
 from fnn.optim import GradientTransformation
@@ -18,36 +18,40 @@ class TrainState:
     """Params, layer state, optimizer state, key and step count of a run.
 
     Make one with `TrainState.create(params, optimizer, key, state=state)`. It is a pytree, so `vmap`, `tree.map` and
-    `save_safetensors` take it. A donating step reuses its memory; afterwards it is empty, and using it raises.
+    `save_safetensors` take it. A donating step reuses its memory; afterwards it is empty, and using it raises. Change
+    it with `replace`, not in place: two entries set to one tensor would share memory.
 
     `step` is the number of steps done (0-d int64). `key` never changes: step n draws from `fold_in(key, n)`, so a
     resumed run draws the same numbers.
     """
 
-    __slots__ = ("__weakref__", "_parts")
+    __slots__ = ("_memory", "_parts")
 
     def __init__(self, params: Any, state: Any, opt_state: Any, key: Tensor, step: Tensor):
-        self._parts: tuple[Any, Any, Any, Tensor, Tensor] | None = (params, state, opt_state, key, step)
+        self._parts = (params, state, opt_state, key, step)
+        self._memory = Memory()
 
     @classmethod
     def create(cls, params: Any, optimizer: GradientTransformation, key: Tensor, *, state: Any = None) -> TrainState:
         """A state at step 0. Every leaf is copied, so what was passed in stays as it is.
 
-        Raises `TypeError` naming the path of a leaf that is not a tensor, and for a key that is none.
+        Raises `TypeError` naming the path of a leaf that is not a tensor, and for a key that is none; `ValueError`
+        for two leaves that are one tensor, which copying would silently untie.
         """
         random.check_key(key)
-        for name, part in (("params", params), ("state", state)):
-            for path, leaf in tree.paths(part if part is not None else {}).items():
-                if not isinstance(leaf, Tensor):
-                    raise TypeError(f"{name}: leaf {path!r} is {type(leaf).__name__}, expected a tensor")
+        given = {"params": params, "state": {} if state is None else state}
+        for path, leaf in tree.paths(given).items():
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"leaf {path!r} is {type(leaf).__name__}, expected a tensor")
+        _check_untied(tree.paths(given))
         step = torch.zeros((), dtype=torch.int64, device=key.device)
-        given = cls(params, {} if state is None else state, optimizer.init(params), key, step)
-        return tree.map(lambda leaf: leaf.detach().clone(), given)
+        whole = cls(params, given["state"], optimizer.init(params), key, step)
+        return tree.map(lambda leaf: leaf.detach().clone(), whole)
 
     @property
     def parts(self) -> tuple[Any, Any, Any, Tensor, Tensor]:
         """(params, state, opt_state, key, step); raises `RuntimeError` after donation."""
-        if self._parts is None:
+        if self._memory.donated:
             raise RuntimeError(
                 "this TrainState was given to a donating step, which reused its memory; go on with the state that "
                 "it returned, `train_state, metrics = step(train_state, batch)`, or make the step with donate=False"
@@ -75,53 +79,83 @@ class TrainState:
         return self.parts[4]
 
     def replace(self, **changes: Any) -> TrainState:
-        """A state with some fields replaced, for example `train_state.replace(opt_state=...)`."""
+        """A state with some fields replaced, for example `train_state.replace(opt_state=...)`.
+
+        New leaves are copied. The others stay where they are, so a donating step on either state empties both.
+        Raises `TypeError` for an unknown field and `ValueError` for two leaves that are one tensor.
+        """
         if unknown := set(changes) - set(FIELDS):
             raise TypeError(f"TrainState has no field {sorted(unknown)[0]!r}; its fields are {list(FIELDS)}")
-        return TrainState(**{**dict(zip(FIELDS, self.parts, strict=True)), **changes})
+        whole = TrainState(**{**dict(zip(FIELDS, self.parts, strict=True)), **changes})
+        if torch.compiler.is_compiling():
+            return whole  # values of a graph, which has no memory to share
+        _check_untied(tree.paths(whole))
+        mine = {id(leaf) for leaf in tree.leaves(self)}
+        new = tree.map(lambda leaf: leaf if id(leaf) in mine else leaf.detach().clone(), whole)
+        new._memory = Memory(shared_with=self._memory)
+        return new
 
     def copy(self) -> TrainState:
         """The same values in memory of their own: what to keep before a donating step."""
         return tree.map(torch.clone, self)
 
     def __repr__(self) -> str:
-        if self._parts is None:
-            return "TrainState(donated)"
-        if not isinstance(self.step, Tensor) or self.step.dim():
-            return "TrainState(...)"
-        return f"TrainState({tree.size(self.params):,} parameters)"
+        return "TrainState(donated)" if self._memory.donated else f"TrainState({tree.size(self.params):,} parameters)"
 
 
-def donated(train_state: TrainState) -> None:
-    """Empty a state whose memory a step has reused."""
-    train_state._parts = None
+class Memory:
+    """What is known of the tensors of a state: given away or not, checked or not, and their shapes once asked for."""
+
+    __slots__ = ("_alive", "owned", "shapes")
+
+    def __init__(self, shared_with: Memory | None = None):
+        # One cell for all states that share leaves: donation ends them together.
+        self._alive = [True] if shared_with is None else shared_with._alive
+        self.owned = shared_with is not None and shared_with.owned
+        self.shapes: str | None = None
+
+    @property
+    def donated(self) -> bool:
+        return not self._alive[0]
+
+    def donate(self) -> None:
+        self._alive[0] = False
 
 
 def own_memory(train_state: TrainState) -> TrainState:
     """The state with every leaf in memory of its own, as in-place writing needs.
 
-    An expanded leaf (what `vmap` returns for a constant) is copied. Two leaves that share memory raise `ValueError`
-    naming both paths: copying would silently untie what was meant as one.
+    A leaf that is a view of something larger, or an expanded one (what `vmap` returns for a constant), is copied. Two
+    leaves that are one tensor raise `ValueError` naming both paths: copying would silently untie what was meant as one.
     """
-    train_state = tree.map(lambda leaf: leaf.clone() if _overlaps_itself(leaf) else leaf, train_state)
-    spans = sorted((*_span(leaf), path) for path, leaf in tree.paths(train_state).items() if leaf.numel())
-    for (device, _, end, first), (other, start, _, second) in itertools.pairwise(spans):
-        if device == other and start < end:
+    if train_state._memory.owned:
+        return train_state
+    _check_untied(tree.paths(train_state))
+    seen: set[int] = set()
+
+    def own(leaf: Tensor) -> Tensor:
+        storage = leaf.untyped_storage()
+        alone = storage.nbytes() == leaf.numel() * leaf.element_size() and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return leaf if alone or not leaf.numel() else leaf.clone()
+
+    owned = tree.map(own, train_state)
+    owned._memory.owned = True
+    return owned
+
+
+def _check_untied(leaves: dict[str, Tensor]) -> None:
+    """Raise where two leaves start at the same address, naming both."""
+    first: dict[object, str] = {}
+    for path, leaf in leaves.items():
+        # Inside a transform or a rehearsal a tensor has no address.
+        wrapped = isinstance(leaf, FakeTensor) or torch.func.debug_unwrap(leaf) is not leaf
+        address = id(leaf) if wrapped or leaf.is_meta else (str(leaf.device), leaf.data_ptr())
+        if leaf.numel() and first.setdefault(address, path) != path:
             raise ValueError(
-                f"TrainState: leaves {first!r} and {second!r} share memory, and a donating step writes into both. "
-                "A weight used twice is one leaf (nn.Block: m.name.params); a copy needs .clone()"
+                f"leaves {first[address]!r} and {path!r} share memory, so a step would write into both. A weight used "
+                "twice is one leaf (nn.Block: m.name.params); a copy needs .clone()"
             )
-    return train_state
-
-
-def _overlaps_itself(leaf: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for size, stride in zip(leaf.shape, leaf.stride(), strict=True))
-
-
-def _span(leaf: Tensor) -> tuple[str, int, int]:
-    """Device, first byte, and one past the last byte that a tensor touches."""
-    elements = 1 + sum((size - 1) * stride for size, stride in zip(leaf.shape, leaf.stride(), strict=True))
-    return str(leaf.device), leaf.data_ptr(), leaf.data_ptr() + elements * leaf.element_size()
 
 
 def _flatten(train_state: TrainState) -> tuple[list[Any], None]:

@@ -14,17 +14,17 @@ from __future__ import annotations
 import time
 import types
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fnn import random, tree
 from fnn.optim import GradientTransformation, apply_updates
-from fnn.train._state import TrainState, donated, own_memory
+from fnn.train._state import FIELDS, TrainState, own_memory
 
 Metrics = dict[str, Tensor]
 LossFunction = Callable[[Any, Any, Any, Tensor], tuple[Tensor, tuple[Any, Metrics]]]
@@ -38,8 +38,8 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
     loss is added as "loss".
 
     Numbers that are not finite never reach the state. A step whose loss is not finite changes nothing but the step
-    count. Where the loss is finite and the gradient of some leaf is not, that leaf's gradient counts as zero: each
-    gradient is judged alone, so that no two of them have to be in memory together. Both report the loss as NaN.
+    count; where the loss is finite, an element that would become infinite or NaN keeps its value (each element is
+    judged alone, so that no two gradients have to be in memory together). Both report the loss as NaN.
 
     `vmap` it over seeds or learning rates, then give it to `make_step(update=...)`.
     """
@@ -52,19 +52,9 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
             return _loss_and_aux(loss_fn(params, state, batch, step_key))
 
         grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(params)
-        good = tree.map(_is_finite, grads)
-        grads = tree.map(lambda ok, grad: torch.where(ok, grad, 0.0), good, grads)
-        updates, new_opt_state = optimizer.update(grads, opt_state, params, value=value)
-
-        before = {"params": params, "state": state, "opt_state": opt_state}
-        after = {"params": apply_updates(params, updates), "state": new_state, "opt_state": new_opt_state}
-        for name in before:
-            tree.check_like(before[name], after[name], f"{name} after the step")
-        finite = torch.isfinite(value)
-        after = tree.map(lambda new, old: torch.where(finite, new, old), after, before)
-        all_good = torch.stack([finite, *tree.leaves(good)]).all()
-        metrics = {"loss": torch.where(all_good, value, torch.nan), **metrics}
-        return TrainState(**after, key=key, step=step + 1), metrics
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=value)
+        after = TrainState(apply_updates(params, updates), new_state, opt_state, key, step + 1)
+        return _keep_finite(train_state, after, value, metrics)
 
     return update
 
@@ -118,33 +108,33 @@ class Step:
         self._eager = _whole(update, donate)
         self._run = compile_whole(self._eager) if compile else self._eager
         self._seen: set[Any] = set()
-        self._returned: weakref.ref[TrainState] | None = None
 
     def __call__(self, train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if not isinstance(train_state, TrainState):
             raise TypeError(f"step: expected a TrainState, got {type(train_state).__name__}; see TrainState.create")
-        given = train_state
-        if self._returned is None or self._returned() is not train_state:
-            train_state = own_memory(train_state) if self.donate else train_state
-            signature = shapes((train_state.parts, batch))
-        else:
-            signature = shapes(batch)
+        given, parts = train_state, train_state.parts
+        if self.donate:
+            train_state = own_memory(train_state)
+            parts = train_state.parts
+        if train_state._memory.shapes is None:
+            train_state._memory.shapes = shapes(parts)
+        signature = (train_state._memory.shapes, shapes(batch))
         first = signature not in self._seen
         if first:
             check_batch(batch)
             if self.compiled:
-                rehearse(self.update, train_state, batch)
+                rehearse(self._eager, parts, batch)
         started = time.perf_counter()
         with torch.no_grad():
-            parts, metrics = self._call(train_state.parts, batch)
+            new_parts, metrics = self._call(parts, batch)
         if first:
-            self._seen |= {signature, shapes(batch)}
+            self._seen.add(signature)
             self.compile_seconds += time.perf_counter() - started if self.compiled else 0.0
+        new = TrainState(*(parts if self.donate else new_parts))
+        new._memory.shapes = signature[0]
         if self.donate:
-            parts = train_state.parts
-            donated(given)
-        new = TrainState(*parts)
-        self._returned = weakref.ref(new)
+            new._memory.owned = True
+            given._memory.donate()
         return new, metrics
 
     def _call(self, parts: Any, batch: Any) -> Any:
@@ -162,6 +152,7 @@ def _whole(update: Update, donate: bool) -> Callable[[Any, Any], tuple[Any, Metr
 
     def whole(parts: Any, batch: Any) -> tuple[Any, Metrics]:
         train_state, metrics = update(TrainState(*parts), batch)
+        check_same(parts, train_state.parts)
         metrics = {name: value.clone() for name, value in metrics.items()}
         if not donate:
             return train_state.parts, metrics
@@ -176,6 +167,29 @@ def _whole(update: Update, donate: bool) -> Callable[[Any, Any], tuple[Any, Metr
     return whole
 
 
+def check_same(before: Any, after: Any) -> None:
+    """Raise unless the parts of a state have kept their structure, shapes and dtypes."""
+    names = dict(zip(FIELDS, before, strict=True)), dict(zip(FIELDS, after, strict=True))
+    tree.check_like(*names, "the state after the step")
+
+
+def _keep_finite(before: TrainState, after: TrainState, loss: Tensor, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    check_same(before.parts, after.parts)
+    finite = torch.isfinite(loss)
+    good = [finite]
+
+    def keep(new: Tensor, old: Tensor) -> Tensor:
+        if not new.is_floating_point():
+            return torch.where(finite, new, old)
+        ok = torch.isfinite(new)
+        good.append(ok.all())
+        return torch.where(ok & finite, new, old)
+
+    params, state, opt_state = tree.map(keep, after.parts[:3], before.parts[:3])
+    metrics = {"loss": torch.where(torch.stack(good).all(), loss, torch.nan), **metrics}
+    return TrainState(params, state, opt_state, after.key, after.step), metrics
+
+
 def compile_whole(f: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` in one graph, around a code object of its own, so that no other function shares its cache."""
     own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
@@ -186,15 +200,26 @@ def rehearse(update: Callable[..., Any], *arguments: Any) -> Any:
     """Run on fake tensors, shapes without data: what is wrong raises here, eagerly, with its own message."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = tree.map(lambda leaf: mode.from_tensor(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
-    with mode, torch.no_grad():
-        return update(*fake)
+    try:
+        with mode, torch.no_grad():
+            return update(*fake)
+    except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
+        raise ValueError(
+            "the function reads the value of a tensor (if, float(), .item()), which one compiled graph cannot do; "
+            "choose with torch.where, or pass compile=False"
+        ) from error
 
 
-def shapes(values: Any) -> Any:
+def shapes(values: Any) -> str:
     """What decides whether a graph fits: structure, shapes, dtypes and devices."""
     flat, structure = tree.flatten(values)
-    described = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in flat]
-    return repr(structure), tuple(described)
+    described = [(*v.shape, v.dtype, v.device) if isinstance(v, Tensor) else type(v) for v in flat]
+    return f"{structure}{described}"
+
+
+def batch_size(batch: Any) -> int:
+    """The length of the batch axis: that of the first leaf that has axes."""
+    return next((leaf.shape[0] for leaf in tree.leaves(batch) if leaf.dim()), 1)
 
 
 def check_batch(batch: Any) -> None:
@@ -236,12 +261,9 @@ def _loss_and_aux(returned: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
             raise TypeError("loss_fn must return (loss, (state, metrics)), metrics a dict of 0-d tensors")
     if loss.dim() != 0 or not loss.is_floating_point():
         raise ValueError(f"loss_fn: the loss must be a 0-d floating tensor, got {loss.dtype} of {tuple(loss.shape)}")
+    if "loss" in metrics:
+        raise ValueError('loss_fn: the metrics must not contain "loss"; the step adds it')
     for name, value in metrics.items():
         if not isinstance(value, Tensor) or value.dim() != 0:
             raise ValueError(f"loss_fn: metric {name!r} must be a 0-d tensor; reduce it, for example with .mean()")
     return loss, (state, {name: value.detach() for name, value in metrics.items()})
-
-
-def _is_finite(grad: Tensor) -> Tensor:
-    """Whether every element is finite, by their sum: it is finite only if all of them are."""
-    return torch.isfinite(grad.sum(dtype=torch.promote_types(grad.dtype, torch.float32)))
