@@ -181,9 +181,10 @@ def _keep_finite(before: TrainState, after: TrainState, loss: Tensor, metrics: M
     def keep(new: Tensor, old: Tensor) -> Tensor:
         if not new.is_floating_point():
             return torch.where(finite, new, old)
-        ok = torch.isfinite(new)
-        good.append(ok.all())
-        return torch.where(ok & finite, new, old)
+        # Zero times infinity is NaN, so this sum is zero only if all are finite. Inductor fuses it into the loop that
+        # writes the leaf; `isfinite(new).all()` would be stored first [peak memory of a step: +7 % instead of +16 %].
+        good.append((new * 0).sum() == 0)
+        return torch.where(finite & torch.isfinite(new), new, old)
 
     params, state, opt_state = tree.map(keep, after.parts[:3], before.parts[:3])
     metrics = {"loss": torch.where(torch.stack(good).all(), loss, torch.nan), **metrics}
