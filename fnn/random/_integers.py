@@ -21,9 +21,9 @@ def randint(
 ) -> Tensor:
     """Integers spread evenly over [minval, maxval).
 
-    key: (2,) int32. shape: of the result. minval, maxval: integers that `dtype` holds (`maxval` may be one more), or
-    integer tensors that broadcast to `shape`, clipped to what it holds; where those leave no number, minval is drawn.
-    dtype: int32, int64, int16, int8 or uint8.
+    key: (2,) int32. shape: of the result. minval, maxval: integers that `dtype` holds (below 64 bits, `maxval` may be
+    one more), or integer tensors that broadcast to `shape`, clipped to what it holds; where those leave no number,
+    minval is drawn. dtype: int32, int64, int16, int8 or uint8.
     Returns `shape` of `dtype`, equal to JAX's bit for bit. The probabilities are even to a relative span / 2**64 for
     spans up to 2**16, and span / 2**32 beyond (int64: span / 2**128 up to 2**32, and span / 2**64).
     Raises TypeError for bounds that are no integers, ValueError for those that do not fit.
@@ -37,7 +37,7 @@ def randint(
     shape = check_shape("shape", shape)
     check_dtype("`dtype`", dtype, _DTYPES)
     least, most = torch.iinfo(dtype).min, torch.iinfo(dtype).max
-    low, high = _bound("minval", minval, least, most), _bound("maxval", maxval, least, most + 1)
+    low, high = _bound("minval", minval, least, most), _bound("maxval", maxval, least, most + (dtype != torch.int64))
     for name, bound in (("minval", low), ("maxval", high)):
         if isinstance(bound, Tensor):
             check_broadcast(shape, **{name: bound})
@@ -51,7 +51,7 @@ def randint(
     if dtype == torch.int64:
         if not isinstance(span, Tensor):
             span = torch.full((), (span + 2**63) % 2**64 - 2**63, dtype=torch.int64, device=key.device)
-        # As in 32 bits, below. Everything wraps, so that a span of 2**64 is 0.
+        # As in 32 bits, below, in unsigned numbers that wrap.
         multiplier = _remainder64(torch.full_like(span, 2**32), span)
         multiplier = _remainder64(multiplier * multiplier, span)
         higher, lower = (_remainder64(bits(k, shape, dtype), span) for k in (higher_key, lower_key))
@@ -69,8 +69,7 @@ def _bound(name: str, value: int | Tensor, least: int, most: int) -> int | Tenso
     if isinstance(value, Tensor):
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.")
-        value = value.to(torch.int64)
-        return value if most > torch.iinfo(torch.int64).max - 1 else value.clamp(least, most)
+        return value.to(torch.int64).clamp(least, most)
     number = as_integer(value)
     if number is None:
         raise TypeError(f"`{name}` is an integer or a tensor of integers, not {describe(value)}.")
@@ -84,11 +83,11 @@ def _unsigned(word: Tensor) -> Tensor:
 
 
 def _remainder64(x: Tensor, span: Tensor) -> Tensor:
-    # x % span of unsigned numbers in int64; x where span is 0.
+    # x % span of unsigned numbers held in int64, span > 0.
     positive = torch.where(span > 0, span, 1)
     doubled = ((x >> 1) & (2**63 - 1)) % positive * 2 + (x & 1)
     small = torch.where(_below(doubled, positive), doubled, doubled - positive)
-    large = torch.where(_below(x, span) | (span == 0), x, x - span)
+    large = torch.where(_below(x, span), x, x - span)
     return torch.where(span > 0, small, large)
 
 

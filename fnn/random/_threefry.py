@@ -38,7 +38,7 @@ def encrypt(k0: Tensor, k1: Tensor, high: Tensor | int, low: Tensor) -> tuple[Te
 
 
 def _materialize(x: Tensor) -> Tensor:
-    # Inductor inlines an expression into each of its uses, so that the 20 rounds, which use each word twice, become trees
+    # Inductor inlines an expression into each of its uses, so that 20 rounds, which use each word twice, become trees
     # of thousands of operations [8 dropouts: 132 s to compile, 17 s with this]. It never inlines what as_strided reads;
     # the loops still fuse into one.
     return x.as_strided(x.shape, x.stride()) if torch.compiler.is_compiling() else x
