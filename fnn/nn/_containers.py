@@ -1,8 +1,8 @@
 """Layers made of layers: `Sequential`, `Parallel`, `Residual`.
 
 A container's `params` is a dict with one entry for each child that has parameters, under the child's name;
-`state` likewise. Child `i` gets the key `random.fold_in(key, i)`, and only if it uses one: a fold is
-145 graph nodes. Sizes are inferred by running each child on fake tensors, in training mode so that every
+`state` likewise. Child `i` gets the key `random.fold_in(key, i)`, and only if it uses one: a hash is
+148 graph nodes. Sizes are inferred by running each child on fake tensors, in training mode so that every
 child is reached.
 """
 
@@ -195,14 +195,15 @@ class Run:
                         f"{type(container).__name__}: {of} has an unexpected entry {name!r}; its layers are {names}"
                     )
         self.params, self.state, self.key, self.train = params, state, key, train
-        self.count = len(names)
+        # Row i of a split is fold_in(key, i); one hash for all children makes one hash's graph.
+        self.keys = random.split(key, len(names)) if key is not None and container.uses_key else None
         self.changed: State = {}
 
     def __call__(self, index: int, name: str, child: Layer, xs: tuple[Any, ...], turn: int = 0) -> Any:
         """Apply a child; `turn` counts earlier calls of the same child, so that each draws its own numbers."""
         key = None
-        if self.key is not None and child.uses_key:
-            key = random.fold_in(self.key, index + turn * self.count)
+        if self.key is not None and self.keys is not None and child.uses_key:
+            key = random.fold_in(self.key, index + turn * len(self.keys)) if turn else self.keys[index]
         state = self.changed.get(name, self.state.get(name, {}))
         with Located(name, child):
             y, new = child.apply(self.params.get(name, {}), state, *xs, key=key, train=self.train)
