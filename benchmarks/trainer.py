@@ -46,7 +46,7 @@ def main() -> None:
     root = parser.parse_args().mnist
     jobs = {"LeNet-5, digits": [], "MLP, digits": ["--model", "mlp"]}
     if root is not None:
-        jobs["LeNet-5, MNIST"] = ["--data", "mnist", "--root", root, "--epochs", "6"]
+        jobs["LeNet-5, MNIST"] = ["--data", "mnist", "--root", root, "--epochs", "10"]
     results = {}
     for name, arguments in jobs.items():
         with tempfile.TemporaryDirectory() as cache:
