@@ -16,6 +16,8 @@ VENV := $(if $(filter $(PINNED),$(TORCH)),.venv,.venv-$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .peers/.ready
+# A path entry, not an import hook: in the folder above a clone called fnn, Python would take the clone for the package.
+EDITABLE := --config-settings editable_mode=compat
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -28,10 +30,10 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),$(PINNED))
 	$(RUN) -m pip install --quiet -c constraints.txt torch
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]"
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]" $(EDITABLE)
 else
 	$(RUN) -m pip install --quiet torch==$(TORCH)
-	$(RUN) -m pip install --quiet -e ".[test]"
+	$(RUN) -m pip install --quiet -e ".[test]" $(EDITABLE)
 endif
 	touch $@
 

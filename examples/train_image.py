@@ -46,8 +46,10 @@ class Config:
 
 
 def run(config: Config) -> None:
-    if config.epochs < 1 or config.lr < 0:
-        raise ValueError(f"--epochs must be at least 1 and --lr not negative, got {config.epochs} and {config.lr}")
+    if config.epochs < 1:
+        raise ValueError(f"--epochs must be at least 1, got {config.epochs}")
+    if config.out.is_file():
+        raise ValueError(f"--out {config.out} is a file; give a folder")
     write_json(config.out / "config.json", config, status="started")
     device = train.device(config.device)
     images = load_images(config)
@@ -97,22 +99,24 @@ def run(config: Config) -> None:
     result = train.evaluate(eval_step, train_state, test)
     weights = {"params": train_state.params, "state": train_state.state}
     interop.save_safetensors(weights, config.out / "model.safetensors")
-    history.to_csv(config.out / "metrics.csv")
-    history.plot(config.out / "curves.png")
+    if history.rows:
+        history.to_csv(config.out / "metrics.csv")
+        history.plot(config.out / "curves.png")
     logits = net(train_state.params, images.test[0][:32].to(device), state=train_state.state)
     plot_predictions(images, logits.argmax(-1).cpu(), config.out / "predictions.png")
-    status = str(failure or history.stopped or "finished")
+    status = "not finite" if failure else history.stopped or "finished"
     write_json(
         config.out / "config.json",
         config,
         status=status,
+        error=str(failure) if failure else None,
         steps=int(train_state.step),
         preprocessing=images.preprocessing,
         classes=images.classes,
         test={name: value if math.isfinite(value) else None for name, value in result.items()},
     )
     print(f"\ntest accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f}, after {seconds:.1f} s ({status})")
-    print(f"wrote config.json, curves.png, metrics.csv, model.safetensors, predictions.png to {config.out}")
+    print(f"wrote config, weights, metrics, curves and predictions to {config.out}")
     if failure is not None:
         raise failure
 

@@ -15,6 +15,6 @@ from fnn import optim as optim
 from fnn import random as random
 from fnn import train as train
 from fnn import tree as tree
-from fnn.summary import summary as summary
+from fnn._summary import summary as summary
 
 __version__ = "0.1.0"

@@ -17,7 +17,8 @@ PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.m
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page(page, fast_compile):
+def test_page(page, fast_compile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a page writes its files
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     names = {}

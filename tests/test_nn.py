@@ -394,6 +394,10 @@ def test_other_errors_say_what_to_do():
         nn.Sequential()
     with pytest.raises(TypeError, match=r"leaf 'weight' must be a tensor .*got <function"):
         nn.Linear(2, weight_init=nn.initializers.he_normal).init(KEY, torch.zeros(1, 2))
+    with pytest.raises(TypeError, match="Linear: bias must be True or False, got 128"):
+        nn.Linear(64, 128)
+    with pytest.raises(TypeError, match="init: x must be a tensor, an example of the input, got int"):
+        nn.Sequential(nn.Linear(2)).init(KEY, (4, 3))
     with pytest.raises(TypeError, match="Residual: adds tensors, got tuple"):
         nn.Residual(nn.Parallel(nn.relu)).init(KEY, torch.zeros(1, 2))
         nn.Residual(nn.Parallel(nn.relu))({}, torch.zeros(1, 2))

@@ -341,6 +341,7 @@ def test_donation_writes_into_the_old_memory(fast_compile, compile):
 # ---- many networks
 
 
+@pytest.mark.slow
 def test_twelve_networks_in_one_process(fast_compile):
     """Dynamo allows eight graphs for a code object; a sweep over networks needs more."""
     for width in range(4, 16):
@@ -528,6 +529,11 @@ def test_a_loss_that_reads_values_cannot_compile_and_says_so(fast_compile):
 def test_make_step_and_create_say_what_they_need():
     with pytest.raises(TypeError, match="needs loss_fn and optimizer, or update="):
         train.make_step(loss_fn)
+    module = torch.optim.SGD([torch.ones(1)], 0.1)
+    with pytest.raises(TypeError, match=r"torch\.optim\.sgd\.SGD; expected one of fnn\.optim"):
+        train.make_step(loss_fn, module)
+    with pytest.raises(TypeError, match=r"torch\.optim\.sgd\.SGD; expected one of fnn\.optim"):
+        train.TrainState.create({"w": torch.ones(1)}, module, random.key(0))
     with pytest.raises(TypeError, match="not both"):
         train.make_step(loss_fn, optim.sgd(0.1), update=lambda s, b: (s, {}))
     with pytest.raises(TypeError, match="expected a TrainState, got dict"):

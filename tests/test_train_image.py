@@ -36,7 +36,9 @@ def test_it_prints_the_table_the_data_and_the_result(finished):
     assert "training and" in words
     assert "device cpu" in words or "device cuda" in words
     assert "epoch 4 loss" in words
-    assert f"wrote config.json, curves.png, metrics.csv, model.safetensors, predictions.png to {out}" in words
+    assert f"wrote config, weights, metrics, curves and predictions to {out}" in words
+    names = {"config.json", "curves.png", "metrics.csv", "model.safetensors", "predictions.png"}
+    assert {path.name for path in out.iterdir()} == names
 
 
 def test_it_writes_what_another_program_can_read(finished):
@@ -59,6 +61,7 @@ def test_it_writes_what_another_program_can_read(finished):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tmp_path):
     for out in ("a", "b", "c"):
         run("--model", "mlp", "--no-compile", "--epochs", 1, "--seed", int(out == "c"), "--out", tmp_path / out)
@@ -72,6 +75,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     [
         (["--data", "mnist", "--root", "/no/such/folder"], "/no/such/folder/MNIST/raw"),
         (["--out", "/dev/null/out"], "/dev/null"),
+        (["--out", __file__], "is a file; give a folder"),
         (["--device", "tpu9"], "device: 'tpu9'"),
         (["--epochs", 0], "epochs"),
         (["--batch-size", 5000], "batch_size is 5000"),
@@ -89,7 +93,9 @@ def test_a_run_that_diverges_keeps_good_weights_and_fails(tmp_path):
     assert "not finite in step" in printed
     weights = interop.load_safetensors(tmp_path / "model.safetensors")
     assert all(torch.isfinite(leaf).all() for layer in weights["params"].values() for leaf in layer.values())
-    assert "not finite" in json.loads((tmp_path / "config.json").read_text())["status"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["status"] == "not finite"
+    assert "not finite in step" in config["error"]
 
 
 def test_control_c_ends_cleanly_with_what_there_is(tmp_path):

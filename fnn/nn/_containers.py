@@ -158,6 +158,9 @@ class Nursery:
 
     def __init__(self, key: Tensor, xs: tuple[Any, ...]):
         random.check_key(key)
+        for leaf in tree.leaves(xs):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"init: x must be a tensor, an example of the input, got {type(leaf).__name__}")
         self.key = key
         self.inference = Inference(key, xs)
         self.xs = self.inference.fake(xs)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import random
-from fnn.nn._layer import Layer, Params, Shapes, State, expect, layer, parameter_dtype
+from fnn.nn._layer import Layer, Params, Shapes, State, check_bias, expect, layer, parameter_dtype
 from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
 
 
@@ -31,6 +31,9 @@ class Conv2d(Layer):
     weight_init: Initializer = fan_in_uniform
     bias_init: Initializer | None = None
     uses_key: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_bias(self, self.bias, "channels")
 
     def init(self, key: Tensor, x: Tensor) -> tuple[Params, State]:  # type: ignore[override]
         shape = self._weight_shape(x)

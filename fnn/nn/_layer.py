@@ -132,6 +132,15 @@ def expect(layer: Layer, tree: dict[str, Any], shapes: Shapes, of: str = "params
     return [tree[name] for name in shapes]
 
 
+def check_bias(layer: Layer, bias: Any, size: str) -> None:
+    """Raise for `Linear(64, 128)`, torch's way, which would make 128 the bias."""
+    if not isinstance(bias, bool):
+        raise TypeError(
+            f"{type(layer).__name__}: bias must be True or False, got {bias!r}; "
+            f"a layer takes only the {size} that come out, those that go in come from the input"
+        )
+
+
 def parameter_dtype(x: Tensor) -> torch.dtype:
     """The dtype of parameters for an input `x`: its own if floating, float32 for integers."""
     return x.dtype if x.is_floating_point() else torch.float32

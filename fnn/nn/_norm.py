@@ -40,7 +40,9 @@ class BatchNorm(Layer):
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
         if not state:
-            raise ValueError("BatchNorm needs its state: net(params, x, state=state)")
+            raise ValueError(
+                "BatchNorm needs its state: net(params, x, state=state), or TrainState.create(..., state=state)"
+            )
         channel = (self._channels(x),)
         affine = expect(self, params, {"weight": channel, "bias": channel} if self.affine else {})
         running_mean, running_var = expect(self, state, {"running_mean": channel, "running_var": channel}, "state")

@@ -162,7 +162,7 @@ class _Recent:
         self.run, self.loader = run, loader
         self.losses: list[Tensor] = []
         self.metrics: Metrics = {}
-        self.examples, self.since = 0, time.perf_counter()
+        self.examples, self.since, self.compile_seconds = 0, time.perf_counter(), run.step_fn.compile_seconds
 
     def add(self, metrics: Metrics, batch: Any) -> None:
         if "loss" not in metrics or metrics["loss"].dim():
@@ -178,7 +178,9 @@ class _Recent:
         finite = torch.isfinite(torch.stack(self.losses)).tolist()
         values = {name: float(value) for name, value in self.metrics.items()}
         elapsed = time.perf_counter() - self.since
-        self.run.examples_per_second = self.examples / elapsed
+        if self.compile_seconds == self.run.step_fn.compile_seconds:  # a speed with compilation in it says nothing
+            self.run.examples_per_second = self.examples / elapsed
+        self.compile_seconds = self.run.step_fn.compile_seconds
         first = self.run.step - len(finite)
         self.losses, self.examples, self.since = [], 0, time.perf_counter()
         if not all(finite):

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class History:
-    """The rows that `fit` records, one an epoch: `{"epoch": 1, "step": 22, "loss": ..., "eval_loss": ..., ...}`.
+    """What `fit` records: `.rows`, one an epoch: `{"epoch": 1, "step": 22, "loss": ..., "eval_loss": ..., ...}`.
 
     `stopped` says why a run ended early ("interrupted"), and is `None` for one that did not.
     """
@@ -24,6 +24,10 @@ class History:
         if not column:
             raise KeyError(f"history has no column {name!r}; its columns are {self.columns}")
         return column
+
+    def __repr__(self) -> str:
+        last = {name: round(value, 4) for name, value in self.rows[-1].items()} if self.rows else None
+        return f"History({len(self.rows)} epochs, last: {last})"
 
     @property
     def columns(self) -> list[str]:

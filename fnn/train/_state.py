@@ -39,6 +39,7 @@ class TrainState:
         for two leaves that are one tensor, which copying would silently untie.
         """
         random.check_key(key)
+        check_optimizer(optimizer)
         given = {"params": params, "state": {} if state is None else state}
         for path, leaf in tree.paths(given).items():
             if not isinstance(leaf, Tensor):
@@ -101,6 +102,15 @@ class TrainState:
 
     def __repr__(self) -> str:
         return "TrainState(donated)" if self._memory.donated else f"TrainState({tree.size(self.params):,} parameters)"
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise unless `optimizer` has `init` and `update`, as those of `fnn.optim` have."""
+    if not callable(getattr(optimizer, "init", None)) or not callable(getattr(optimizer, "update", None)):
+        raise TypeError(
+            f"optimizer is {type(optimizer).__module__}.{type(optimizer).__name__}; expected one of fnn.optim, "
+            "such as optim.sgd(0.1)"
+        )
 
 
 class Memory:

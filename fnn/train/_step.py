@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fnn import random, tree
 from fnn.optim import GradientTransformation, apply_updates
-from fnn.train._state import FIELDS, TrainState, own_memory
+from fnn.train._state import FIELDS, TrainState, check_optimizer, own_memory
 
 Metrics = dict[str, Tensor]
 LossFunction = Callable[[Any, Any, Any, Tensor], tuple[Tensor, tuple[Any, Metrics]]]
@@ -93,6 +93,7 @@ def make_step(
     if update is None:
         if loss_fn is None or optimizer is None:
             raise TypeError("make_step needs loss_fn and optimizer, or update=")
+        check_optimizer(optimizer)
         update = pure_step(loss_fn, optimizer)
     elif loss_fn is not None or optimizer is not None:
         raise TypeError("make_step takes either loss_fn and optimizer, or update=, not both")
