@@ -88,6 +88,7 @@ def test_bad_arguments_end_in_one_line(tmp_path, arguments, message):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_good_weights_and_fails(tmp_path):
     printed = run("--model", "mlp", "--no-compile", "--epochs", 2, "--lr", 1e30, "--out", tmp_path, expect=1)
     assert "not finite in step" in printed
@@ -98,6 +99,7 @@ def test_a_run_that_diverges_keeps_good_weights_and_fails(tmp_path):
     assert "not finite in step" in config["error"]
 
 
+@pytest.mark.slow
 def test_control_c_ends_cleanly_with_what_there_is(tmp_path):
     command = [sys.executable, "-u", SCRIPT, "--model", "mlp", "--no-compile", "--epochs", "5000", "--out", tmp_path]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
