@@ -113,14 +113,6 @@ def zeros_like(tree: Tree) -> Tree:
     return map(torch.zeros_like, tree)
 
 
-def abstract(tree: Tree) -> Tree:
-    """The same tree on the meta device: shapes and dtypes without data. Leaves that are no tensors stay."""
-    return map(
-        lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device="meta") if isinstance(leaf, Tensor) else leaf,
-        tree,
-    )
-
-
 def allclose(a: Tree, b: Tree, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
     """Whether all corresponding leaves are close. Raises `ValueError` where structure, shape or dtype differ."""
     check_like(a, b, "allclose")

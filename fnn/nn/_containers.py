@@ -31,6 +31,13 @@ class Container(Layer):
     def uses_key(self) -> bool:  # type: ignore[override]
         return any(child.uses_key for _, child in self.children)
 
+    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
+        """Params and state of children that all take the same inputs; a container that hands on values has its own."""
+        nursery = Nursery(key, xs)
+        for index, (name, child) in enumerate(self.children):
+            nursery.add(index, name, child, nursery.xs)
+        return nursery.params, nursery.state
+
     def with_children(self, children: Children) -> Container:
         """The same container around other layers of the same names."""
         clone = copy.copy(self)
@@ -94,12 +101,6 @@ class Parallel(Container):
         object.__setattr__(self, "children", named_children("Parallel", branches))
         object.__setattr__(self, "named", len(branches) == 1 and isinstance(branches[0], dict))
 
-    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key, xs)
-        for index, (name, child) in enumerate(self.children):
-            nursery.add(index, name, child, nursery.xs)
-        return nursery.params, nursery.state
-
     def apply(
         self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
     ) -> tuple[Any, State]:
@@ -126,12 +127,6 @@ class Residual(Container):
     def __init__(self, body: Layer | Callable[..., Any], shortcut: Layer | Callable[..., Any] | None = None):
         branches = {"body": body} if shortcut is None else {"body": body, "shortcut": shortcut}
         object.__setattr__(self, "children", named_children("Residual", (branches,)))
-
-    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key, xs)
-        for index, (name, child) in enumerate(self.children):
-            nursery.add(index, name, child, nursery.xs)
-        return nursery.params, nursery.state
 
     def apply(
         self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnn.train._state import TrainState
-from fnn.train._step import batch_size, check_batch, compile_whole, no_compiler, rehearse, shapes
+from fnn.train._step import Runner, batch_size, shapes, state_shapes
 
 MetricFunction = Callable[[Any, Any, Any], dict[str, Tensor]]
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -25,36 +25,21 @@ def make_eval(metric_fn: MetricFunction, *, compile: bool = True) -> Eval:
     return Eval(metric_fn, compile=compile)
 
 
-class Eval:
+class Eval(Runner):
     """What `make_eval` returns: `(train_state, batch, mask=None) -> {name: (sum, count)}`."""
 
     def __init__(self, metric_fn: MetricFunction, *, compile: bool):
         def whole(params: Any, state: Any, batch: Any, mask: Tensor | None) -> Sums:
             return {name: _sum(name, value, batch, mask) for name, value in metric_fn(params, state, batch).items()}
 
-        self.compiled = compile
-        self._eager = whole
-        self._run = compile_whole(whole) if compile else whole
-        self._seen: set[Any] = set()
+        super().__init__(whole, compile)
 
     def __call__(self, train_state: TrainState, batch: Any, mask: Tensor | None = None) -> Sums:
         arguments = (train_state.params, train_state.state, batch, mask)
-        if train_state._memory.shapes is None:
-            train_state._memory.shapes = shapes(train_state.parts)
-        signature = (train_state._memory.shapes, shapes((batch, mask)))
-        if signature not in self._seen:
-            check_batch(batch)
-            if self.compiled:
-                rehearse(self._eager, *arguments)
+        signature = (state_shapes(train_state), shapes((batch, mask)))
+        if self._prepare(signature, batch, *arguments):
             self._seen.add(signature)
-        with torch.no_grad():
-            try:
-                return self._run(*arguments)
-            except Exception as error:
-                if not self.compiled or not no_compiler(error):
-                    raise
-                self.compiled, self._run = False, self._eager
-                return self._run(*arguments)
+        return self._call(*arguments)
 
 
 def evaluate(eval_step: Eval, train_state: TrainState, loader: Iterable[Any]) -> dict[str, float]:

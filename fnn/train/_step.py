@@ -100,15 +100,42 @@ def make_step(
     return Step(update, compile=compile, donate=donate)
 
 
-class Step:
+class Runner:
+    """A function that runs compiled, or eagerly where it was asked to or where no compiler works."""
+
+    def __init__(self, whole: Callable[..., Any], compile: bool):
+        self.compiled = compile
+        self._eager = whole
+        self._run = compile_whole(whole) if compile else whole
+        self._seen: set[Any] = set()
+
+    def _prepare(self, signature: Any, batch: Any, *arguments: Any) -> bool:
+        """Whether these shapes are new; if so, what is wrong with them raises here, before anything is compiled."""
+        if signature in self._seen:
+            return False
+        check_batch(batch)
+        if self.compiled:
+            rehearse(self._eager, *arguments)
+        return True
+
+    def _call(self, *arguments: Any) -> Any:
+        with torch.no_grad():
+            try:
+                return self._run(*arguments)
+            except Exception as error:
+                if not self.compiled or not no_compiler(error):
+                    raise
+                self.compiled, self._run = False, self._eager
+                return self._run(*arguments)
+
+
+class Step(Runner):
     """What `make_step` returns. `compiled` tells whether it runs compiled, `compile_seconds` how long that took."""
 
     def __init__(self, update: Update, *, compile: bool, donate: bool):
-        self.update, self.donate, self.compiled = update, donate, compile
+        super().__init__(_whole(update, donate), compile)
+        self.update, self.donate = update, donate
         self.compile_seconds = 0.0
-        self._eager = _whole(update, donate)
-        self._run = compile_whole(self._eager) if compile else self._eager
-        self._seen: set[Any] = set()
 
     def __call__(self, train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if not isinstance(train_state, TrainState):
@@ -117,17 +144,10 @@ class Step:
         if self.donate:
             train_state = own_memory(train_state)
             parts = train_state.parts
-        if train_state._memory.shapes is None:
-            train_state._memory.shapes = shapes(parts)
-        signature = (train_state._memory.shapes, shapes(batch))
-        first = signature not in self._seen
-        if first:
-            check_batch(batch)
-            if self.compiled:
-                rehearse(self._eager, parts, batch)
+        signature = (state_shapes(train_state), shapes(batch))
+        first = self._prepare(signature, batch, parts, batch)
         started = time.perf_counter()
-        with torch.no_grad():
-            new_parts, metrics = self._call(parts, batch)
+        new_parts, metrics = self._call(parts, batch)
         if first:
             self._seen.add(signature)
             self.compile_seconds += time.perf_counter() - started if self.compiled else 0.0
@@ -137,15 +157,6 @@ class Step:
             new._memory.owned = True
             given._memory.donate()
         return new, metrics
-
-    def _call(self, parts: Any, batch: Any) -> Any:
-        try:
-            return self._run(parts, batch)
-        except Exception as error:
-            if not self.compiled or not no_compiler(error):
-                raise
-            self.compiled, self._run = False, self._eager
-            return self._run(parts, batch)
 
 
 def _whole(update: Update, donate: bool) -> Callable[[Any, Any], tuple[Any, Metrics]]:
@@ -217,6 +228,13 @@ def shapes(values: Any) -> str:
     flat, structure = tree.flatten(values)
     described = [(*v.shape, v.dtype, v.device) if isinstance(v, Tensor) else type(v) for v in flat]
     return f"{structure}{described}"
+
+
+def state_shapes(train_state: TrainState) -> str:
+    """The `shapes` of a state, which its memory remembers: a step does not change them."""
+    if train_state._memory.shapes is None:
+        train_state._memory.shapes = shapes(train_state.parts)
+    return train_state._memory.shapes
 
 
 def batch_size(batch: Any) -> int:
