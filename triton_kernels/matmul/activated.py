@@ -1,0 +1,141 @@
+"""A product whose activation is applied before it is written: `activated`, and `activated_pair` for training.
+
+Where nothing is differentiated only the activated values are written. Where a gradient will be asked for, the same
+kernel writes the values before the activation too, since the activation's derivative is taken there; so training
+reads them once less than an activation of its own would. In forward mode both are their reference, a product
+followed by an activation, because there every term is a product of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from triton_kernels import _launch
+from triton_kernels._activation import activate
+from triton_kernels._register import register
+from triton_kernels.matmul import op as plain
+from triton_kernels.matmul.choice import on_cuda, resolved
+from triton_kernels.matmul.op import product
+
+
+def _pair_reference(a, b, bias, activation, precision, backend):
+    before = product(a, b, bias, precision, None, backend)
+    return activate(before, activation), before
+
+
+def _reference(a, b, bias, activation, precision, backend):
+    return _pair_reference(a, b, bias, activation, precision, backend)[0]
+
+
+def _triton(a, b, bias, activation, precision, preactivation, config=None):
+    from triton_kernels.matmul._configs import Config
+    from triton_kernels.matmul._launch import product as launch
+
+    return launch(
+        a.reshape(-1, a.shape[-1]) if b.dim() == 2 else a,
+        b,
+        bias,
+        activation=activation,
+        preactivation=preactivation,
+        precision=resolved(precision),
+        config=Config(**config) if config else None,
+    )
+
+
+def _shape(a, b):
+    return (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+
+
+def _cpu_pair(a, b, bias, activation, precision, backend):
+    if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
+        pair = _triton(a, b, bias, activation, precision, True)
+        return tuple(x.reshape(_shape(a, b)) for x in pair)
+    before = plain.cpu_kernel(a, b, bias, precision, None, backend)
+    return activate(before, activation), before
+
+
+def _cpu(a, b, bias, activation, precision, backend):
+    if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
+        return _triton(a, b, bias, activation, precision, False).reshape(_shape(a, b))
+    return activate(plain.cpu_kernel(a, b, bias, precision, None, backend), activation)
+
+
+def _cuda_pair(a, b, bias, activation, precision, backend):
+    choice = on_cuda(a, b, precision, None, backend, activated=True)
+    if choice.triton:
+        pair = _triton(a, b, bias, activation, precision, True, choice.config)
+        return tuple(x.reshape(_shape(a, b)) for x in pair)
+    before = plain.library(a, b, bias, None)
+    return activate(before, activation), before
+
+
+def _cuda(a, b, bias, activation, precision, backend):
+    choice = on_cuda(a, b, precision, None, backend, activated=True)
+    if choice.triton:
+        return _triton(a, b, bias, activation, precision, False, choice.config).reshape(_shape(a, b))
+    return activate(plain.library(a, b, bias, None), activation)
+
+
+def _fake(a, b, bias, activation, precision, backend):
+    return a.new_empty(_shape(a, b))
+
+
+def _fake_pair(a, b, bias, activation, precision, backend):
+    return a.new_empty(_shape(a, b)), a.new_empty(_shape(a, b))
+
+
+def _vmap_pair(op, in_dims, a, b, bias, activation, precision, backend):
+    if _rows_join(in_dims, b):
+        return op(a.movedim(in_dims[0], 0), b, bias, activation, precision, backend), (0, 0)
+    before, dim = plain.vmap_rule(product, in_dims, a, b, bias, precision, None, backend)
+    return (activate(before, activation), before), (dim, dim)
+
+
+def _vmap(op, in_dims, a, b, bias, *options):
+    if _rows_join(in_dims, b):
+        return op(a.movedim(in_dims[0], 0), b, bias, *options), 0
+    (out, _), (dim, _) = _vmap_pair(None, in_dims, a, b, bias, *options)
+    return out, dim
+
+
+def _rows_join(in_dims, b):
+    """Whether a batch of `a` alone joins the rows, so that one fused product does."""
+    return in_dims[1] is None and in_dims[2] is None and b.dim() == 2
+
+
+class PairRule:
+    """Gradients of (activation(p), p) for p = a b + bias."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, _, ctx.activation, ctx.precision, ctx.backend = inputs
+        ctx.save_for_backward(a, b, output[1])
+
+    @staticmethod
+    def backward(ctx, grad, grad_before):
+        a, b, before = ctx.saved_tensors
+        if grad is not None:
+            _, pullback = torch.func.vjp(lambda p: activate(p, ctx.activation), before)
+            (inner,) = pullback(grad)
+            grad_before = inner if grad_before is None else grad_before + inner
+        return *plain.gradients(a, b, grad_before, ctx.needs, ctx.precision, ctx.backend), None, None, None
+
+
+INPUTS = "(Tensor a, Tensor b, Tensor? bias, str activation, str precision, str backend)"
+activated_pair = register(
+    f"activated_pair{INPUTS} -> (Tensor, Tensor)",
+    cpu=_cpu_pair,
+    cuda=_cuda_pair,
+    fake=_fake_pair,
+    vmap=_vmap_pair,
+    rule=PairRule,
+    reference=_pair_reference,
+)
+activated = register(
+    f"activated{INPUTS} -> Tensor",
+    cpu=_cpu,
+    cuda=_cuda,
+    fake=_fake,
+    vmap=_vmap,
+    differentiated=lambda *inputs: activated_pair(*inputs)[0],
+)
