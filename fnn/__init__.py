@@ -11,6 +11,7 @@ from fnn import interop as interop
 from fnn import losses as losses
 from fnn import models as models
 from fnn import nn as nn
+from fnn import ops as ops
 from fnn import optim as optim
 from fnn import random as random
 from fnn import train as train

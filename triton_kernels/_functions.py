@@ -69,8 +69,7 @@ def linear(
         >>> triton_kernels.linear(torch.tensor([[1.0, -1.0]]), torch.eye(2), activation="relu")
         tensor([[1., 0.]])
     """
-    check_linear("linear", x, weight, bias)
-    _check.one_of("linear", "activation", activation, (None, *ACTIVATIONS))
+    check_linear("linear", x, weight, bias, activation)
     _check.one_of("linear", "backend", backend, BACKENDS)
     rows = x.unsqueeze(0) if x.dim() == 1 else x
     if activation is None:
@@ -214,8 +213,9 @@ def check_matmul(a: Tensor, b: Tensor, precision: str, out_dtype: torch.dtype | 
             raise ValueError(f"matmul: batch dimensions must be equal or 1, {shapes}")
 
 
-def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
     """Raises unless x, weight and bias make a linear layer."""
+    _check.one_of(name, "activation", activation, (None, *ACTIVATIONS))
     _check.floating(name, x=x, weight=weight, bias=bias)
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -226,7 +226,7 @@ def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
         raise ValueError(f"{name}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
-def check_dim(name: str, x: Tensor, dim: int, backend: str) -> int:
+def check_dim(name: str, x: Tensor, dim: int, backend: str = "auto") -> int:
     """`dim` counted from the front."""
     _check.floating(name, x=x)
     _check.one_of(name, "backend", backend, BACKENDS)

@@ -33,7 +33,6 @@ def load_table(path: str | Path) -> str:
 
     Its entries replace those of the same card, operation and kind. Call it before the first call to be compiled.
     """
-    _shipped()
     device, entries = _read(Path(path))
     _loaded.update(entries)
     nearest.cache_clear()
@@ -43,7 +42,6 @@ def load_table(path: str | Path) -> str:
 @cache
 def nearest(device: str, operation: str, kind: str, sizes: tuple[int, ...]) -> Entry | None:
     """The entry whose sizes are nearest in ratio to `sizes`, if each is within `COVERED`; the first of equals."""
-    _shipped()
     if 0 in sizes:
         return None
     best, least = None, math.inf
@@ -54,16 +52,14 @@ def nearest(device: str, operation: str, kind: str, sizes: tuple[int, ...]) -> E
     return best
 
 
+def any_loaded() -> bool:
+    """Whether there is any table: without one, nothing is chosen but the library."""
+    return bool(_loaded)
+
+
 def covered(device: str) -> bool:
     """Whether any table is of this card."""
-    _shipped()
     return any(key[0] == device for key in _loaded)
-
-
-@cache
-def _shipped() -> None:
-    for path in sorted((Path(__file__).parent / "tables").glob("*.json")):
-        _loaded.update(_read(path)[1])
 
 
 def _read(path: Path) -> tuple[str, dict[tuple[str, str, str], list[Entry]]]:
@@ -76,3 +72,7 @@ def _read(path: Path) -> tuple[str, dict[tuple[str, str, str], list[Entry]]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a table of `python -m triton_kernels.tune`: {error!r}") from error
     return device, entries
+
+
+for _path in sorted((Path(__file__).parent / "tables").glob("*.json")):
+    _loaded.update(_read(_path)[1])

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnn import ops
+
 
 def relu(x: Tensor) -> Tensor:
     """`max(x, 0)`."""
@@ -54,9 +56,9 @@ def softplus(x: Tensor) -> Tensor:
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
     """`exp(x) / sum(exp(x))` along `dim`."""
-    return torch.softmax(x, dim)
+    return ops.softmax(x, dim)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """`log(softmax(x))` along `dim`, without overflow."""
-    return torch.log_softmax(x, dim)
+    return ops.log_softmax(x, dim)

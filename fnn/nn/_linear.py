@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from fnn import random
+from fnn import ops, random
 from fnn.nn._layer import Layer, Params, Shapes, State, check_bias, expect, layer, parameter_dtype
 from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
 
@@ -44,7 +43,7 @@ class Linear(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        return F.linear(x, *expect(self, params, self._shapes(x))), state
+        return ops.linear(x, *expect(self, params, self._shapes(x))), state
 
     def _shapes(self, x: Tensor) -> Shapes:
         shapes: Shapes = {"weight": (self.out_features, x.shape[-1])}

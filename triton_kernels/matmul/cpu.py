@@ -7,7 +7,7 @@ between runs, so a run computes the same bits every time. Its numbers come from 
 
 from __future__ import annotations
 
-from functools import cache
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,28 +24,43 @@ class Threshold(NamedTuple):
     columns: int  # n, where `a` is not row-major: oneDNN copies `a` first, and n columns share that copy
 
 
-@cache
-def threshold() -> Threshold | None:
+def _threshold() -> Threshold | None:
     """The rule for this processor, or None where torch's own product is taken always."""
-    if not torch.backends.mkldnn.is_available():
-        return None
     flags = _processor_flags()
-    if "AuthenticAMD" not in flags or "avx512f" not in flags:
+    if not torch.backends.mkldnn.is_available() or not {"AuthenticAMD", "avx512f"} <= flags:
         return None
     if "avx_vnni" in flags:  # Zen 5: full-width AVX-512, which MKL does not use on AMD
         return Threshold(multiply_adds=2**21, columns=256)
     return Threshold(multiply_adds=2**24, columns=1024)  # Zen 4: double-pumped, both are near the peak
 
 
+def _processor_flags() -> frozenset[str]:
+    """What /proc/cpuinfo says of the first processor: vendor and instruction sets; nothing elsewhere than on Linux."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = [line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line]
+    fields = {name.strip(): value.split() for name, value in lines}
+    return frozenset(fields.get("vendor_id", []) + fields.get("flags", []))
+
+
+THRESHOLD = _threshold()
+
+
 def use_onednn(a: Tensor, b: Tensor) -> bool:
     """Whether a (..., m, k) @ b (k, n) is oneDNN's."""
-    rule = threshold()
-    if rule is None or b.dim() != 2 or a.dtype != torch.float32 or a.device.type != "cpu":
+    if b.dim() != 2 or a.device.type != "cpu":
         return False
-    n, k = b.shape[1], b.shape[0]
-    if a.numel() * n < rule.multiply_adds or 0 in (n, k):
+    rows = math.prod(a.shape[:-1])
+    return onednn_is_faster(rows, b.shape[1], b.shape[0], a.dtype, a.stride(-1) == 1)
+
+
+def onednn_is_faster(m: int, n: int, k: int, dtype: torch.dtype, row_major: bool) -> bool:
+    """The rule; `row_major` says whether a's rows lie one after the other."""
+    if THRESHOLD is None or dtype != torch.float32 or m * n * k < THRESHOLD.multiply_adds:
         return False
-    return n >= rule.columns or a.stride(-1) == 1
+    return row_major or n >= THRESHOLD.columns
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
@@ -63,16 +78,3 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | 
         return out.reshape(*a.shape[:-1], b.shape[1])
     out = torch.matmul(a, b).contiguous()
     return out if bias is None else out.add_(bias)
-
-
-@cache
-def _processor_flags() -> frozenset[str]:
-    """What /proc/cpuinfo says of the first processor: vendor and instruction sets; nothing elsewhere than on Linux."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    first = text.split("\n\n")[0].splitlines()
-    fields = dict(line.split(":", 1) for line in first if ":" in line)
-    fields = {name.strip(): value for name, value in fields.items()}
-    return frozenset(fields.get("vendor_id", "").split() + fields.get("flags", "").split())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from triton_kernels import _launch
 from triton_kernels._register import register
-from triton_kernels.matmul import cpu
+from triton_kernels.matmul import cpu, inductor
 from triton_kernels.matmul.choice import on_cuda, resolved
 
 
@@ -47,6 +47,8 @@ def library(a, b, bias, out_dtype):
 
 
 def _fake(a, b, bias, precision, out_dtype, backend):
+    if torch.compiler.is_compiling():
+        inductor.install(product)
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return a.new_empty((*batch, a.shape[-2], b.shape[-1]), dtype=out_dtype or a.dtype)
 

@@ -1,0 +1,187 @@
+"""The operations. Each is a torch function or an operator of `triton_kernels`, as `fnn.ops.use` and the rule say."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import triton_kernels
+from fnn.ops._use import setting
+from triton_kernels import _activation, _functions, _tables
+from triton_kernels.matmul import choice, cpu
+
+
+def matmul(a: Tensor, b: Tensor, *, precision: str = "ieee", out_dtype: torch.dtype | None = None) -> Tensor:
+    """The matrix product `a @ b`, equal to `torch.matmul`.
+
+    a: (..., m, k) or (k,), b: (..., k, n) or (k,), with batch dimensions that broadcast; any strides.
+    precision: how float32 is multiplied on CUDA, "ieee" exactly, "tf32" and "bf16x3" on the tensor cores with 10 and
+    about 16 bits of mantissa. On the CPU, and for other dtypes, it changes nothing. Sums are float32 at least.
+    out_dtype: of the result, that of the operands by default.
+
+    Raises ValueError for shapes and TypeError for dtypes that do not fit.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.matmul(torch.ones(2, 3), torch.ones(3, 4)).shape
+        torch.Size([2, 4])
+    """
+    backend = setting.backend
+    if backend == "triton" or (backend == "auto" and _product_is_ours(a, b, precision)):
+        return triton_kernels.matmul(a, b, precision=precision, out_dtype=out_dtype, backend=backend)
+    _functions.check_matmul(a, b, precision, out_dtype)
+    if a.is_cuda and a.dtype == torch.float32 and precision != choice.library_precision():
+        raise ValueError(
+            f'matmul: precision={precision!r} under fnn.ops.use("torch"), where torch computes in '
+            f"{choice.library_precision()!r}; see torch.set_float32_matmul_precision"
+        )
+    if out_dtype not in (None, a.dtype):
+        return torch.matmul(a.to(out_dtype), b.to(out_dtype))
+    return torch.matmul(a, b)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """`activation(x @ weight.T + bias)`, equal to `torch.nn.functional.linear` and the activation.
+
+    x: (..., in_features), weight: (out_features, in_features), bias: (out_features,) -> (..., out_features).
+    activation: "relu", "gelu" (exact), "silu", "tanh", "sigmoid" or "leaky_relu" (slope 0.01), or None.
+    float32 on CUDA is multiplied as `torch.set_float32_matmul_precision` says.
+
+    Raises ValueError for shapes and TypeError for dtypes that do not fit.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.linear(torch.tensor([[1.0, -1.0]]), torch.eye(2), activation="relu")
+        tensor([[1., 0.]])
+    """
+    backend = setting.backend
+    if backend == "triton" or (backend == "auto" and x.is_cuda and _tables.any_loaded()):
+        return triton_kernels.linear(x, weight, bias, activation=activation, backend=backend)
+    _functions.check_linear("linear", x, weight, bias, activation)
+    if backend == "auto" and _product_is_ours(x, weight.mT, "default"):
+        out = triton_kernels.linear(x, weight, bias)
+    else:
+        out = F.linear(x, weight, bias)
+    return _activation.activate(out, activation)
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Softmax along `dim`, equal to `torch.softmax`.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.softmax(torch.zeros(4))
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    if _ours(x):
+        return triton_kernels.softmax(x, dim, backend=setting.backend)
+    return torch.softmax(x, _functions.check_dim("softmax", x, dim))
+
+
+def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """The logarithm of softmax along `dim`, equal to `torch.log_softmax`.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.log_softmax(torch.zeros(4))
+        tensor([-1.3863, -1.3863, -1.3863, -1.3863])
+    """
+    if _ours(x):
+        return triton_kernels.log_softmax(x, dim, backend=setting.backend)
+    return torch.log_softmax(x, _functions.check_dim("log_softmax", x, dim))
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy of softmax(logits) and integer labels, equal to `torch.nn.functional.cross_entropy`.
+
+    logits: (batch, classes), (batch, classes, d1, ...) or (classes,). labels: integers in [0, classes), of that shape
+    without the class axis. Rows labelled `ignore_index` do not count; where none counts the mean is 0 (torch: NaN).
+    `fnn.losses.cross_entropy` takes class weights, probabilities and a mask too.
+
+    Raises ValueError for shapes, TypeError for dtypes that do not fit, and torch's IndexError or ValueError on the
+    CPU for a label out of range; on CUDA the Triton kernel's loss and gradient are NaN there.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.cross_entropy(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
+        tensor(0.1269)
+    """
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    if _ours(logits):
+        return triton_kernels.cross_entropy(
+            logits, labels, **options, reduction=reduction, backend=setting.backend
+        )  # fmt: skip
+    _functions.check_labels("cross_entropy", logits, labels, ignore_index, label_smoothing, reduction)
+    losses = F.cross_entropy(logits, labels.long(), **options, reduction="none")
+    return _functions.reduce("cross_entropy", losses, labels, ignore_index, reduction)
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """`cross_entropy(linear(x, weight, bias), labels)`, for many classes: the last layer of a language model.
+
+    x: (..., features), weight: (classes, features), labels: (...) integers, bias: (classes,). Where the logits would
+    take more than 64 MiB they are computed for some rows at a time, used and dropped, and computed again for the
+    gradient: a third more arithmetic, for memory that does not grow with rows x classes. Forward mode and
+    derivatives beyond the first hold all logits. The other arguments, and errors, are those of `cross_entropy`.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.linear_cross_entropy(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
+        tensor(0.3133)
+    """
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+    backend = setting.backend
+    if backend == "triton" or (backend == "auto" and _many_logits(x, weight)):
+        return triton_kernels.linear_cross_entropy(x, weight, labels, bias, **options, backend=backend)
+    name = "linear_cross_entropy"
+    _functions.check_linear(name, x, weight, bias)
+    _functions.check_labels(name, x, labels, **options, features=True)
+    logits = linear(x, weight, bias).reshape(-1, weight.shape[0])
+    loss = cross_entropy(logits, labels.reshape(-1), **options)
+    return loss.reshape(labels.shape) if reduction == "none" else loss
+
+
+def _product_is_ours(a: Tensor, b: Tensor, precision: str) -> bool:
+    """Whether the operator takes the product under "auto"; elsewhere torch's own is at least as fast."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return True  # it says what is wrong
+    if a.is_cuda:
+        float32 = a.dtype == torch.float32 and precision != "default"
+        return _tables.any_loaded() or (float32 and precision != choice.library_precision())
+    if a.dtype != torch.float32 or cpu.THRESHOLD is None:
+        return False
+    if torch.compiler.is_compiling() or _in_transform():
+        return True  # the sizes that count are seen below the transforms; a compiled graph pays nothing for it
+    return a.dim() > 0 and cpu.use_onednn(a, b)
+
+
+def _in_transform() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
+
+
+def _ours(x: Tensor) -> bool:
+    """Whether a softmax or cross-entropy is the operator's."""
+    return setting.backend == "triton" or (setting.backend == "auto" and x.is_cuda and _tables.any_loaded())
+
+
+def _many_logits(x: Tensor, weight: Tensor) -> bool:
+    from triton_kernels.cross_entropy.linear import CHUNK_BYTES
+
+    return x.dim() > 0 and x.numel() // max(x.shape[-1], 1) * weight.shape[0] * x.dtype.itemsize > CHUNK_BYTES

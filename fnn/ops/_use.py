@@ -1,0 +1,43 @@
+"""`use`: the only setting there is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Backend = Literal["auto", "triton", "torch"]
+BACKENDS = ("auto", "triton", "torch")
+
+
+class _Setting:
+    backend: str = "auto"
+
+
+setting = _Setting()
+
+
+class use:
+    """Sets which kernels `fnn.ops` takes: from the call on, or inside of a `with` block only.
+
+    "auto": the faster one by the fixed rule. "triton": the Triton kernels on CUDA, whatever the rule says, and on the
+    CPU the operators around them. "torch": plain torch functions. A compiled function reads it while it is traced,
+    and is traced again if it has changed.
+
+    Example:
+        >>> from fnn import ops
+        >>> with ops.use("torch"):
+        ...     y = ops.matmul(torch.ones(2, 3), torch.ones(3, 2))
+        >>> ops.explain(ops.matmul, torch.ones(2, 3), torch.ones(3, 2)).kernel
+        'MKL'
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"use: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        self.before = setting.backend
+        setting.backend = backend
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        setting.backend = self.before
