@@ -3,6 +3,7 @@
 #   make train        the main job: LeNet on real digits      (ARGS="--model mlp --out out/mlp")
 #   make test         all tests                                (ARGS="-k name")
 #   make test-fast    the tests of the inner loop
+#   make matrix       every operator under every transform, compiled; writes docs/matrix.md
 #   make lint         ruff and pyright
 #   make peers        an environment of their own for JAX, Optax and Flax (.peers)
 #   make golden       record the values that tests compare with from these peers
@@ -21,7 +22,7 @@ EDITABLE := --config-settings editable_mode=compat
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install train test test-fast lint peers golden clean
+.PHONY: install train test test-fast matrix lint peers golden clean
 
 install: $(READY)
 
@@ -40,11 +41,17 @@ endif
 train: $(READY)
 	$(RUN) examples/train_image.py $(ARGS)
 
+# Triton reads TRITON_INTERPRET when it is first imported, so its interpreter's tests are a process of their own;
+# there it is no error (5) if ARGS selects none of them.
 test: $(READY)
 	$(RUN) -m pytest $(ARGS)
+	TRITON_INTERPRET=1 $(RUN) -m pytest tests/interpreter $(ARGS) || [ $$? -eq 5 ]
 
 test-fast: $(READY)
 	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+matrix: $(READY)
+	$(RUN) -m triton_kernels.matrix --write docs/matrix.md $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -38,11 +38,12 @@ def on_cuda(
         return Choice(library, "float64 is left to the library")
     if backend == "triton":
         require_triton()
-        return Choice("Triton", "asked for")
-    if not _launch.INSTALLED:
+    elif not _launch.INSTALLED:
         return Choice(library, "Triton is not installed")
     card = card_name(device)
     entry = _tables.nearest(card, operation, kind, sizes)
+    if backend == "triton":
+        return Choice("Triton", "asked for", None if entry is None else entry.fastest)
     if entry is None:
         known = "covers this size" if _tables.covered(card) else f"is of {card}"
         return Choice(library, f"no table {known}; `python -m triton_kernels.tune` measures one")

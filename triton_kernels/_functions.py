@@ -199,10 +199,13 @@ def explain(function: Callable, *args, **kwargs) -> Choice:
 
 def check_matmul(a: Tensor, b: Tensor, precision: str, out_dtype: torch.dtype | None) -> None:
     """Raises unless `matmul` takes these arguments."""
-    _check.floating("matmul", a=a, b=b)
-    _check.one_of("matmul", "precision", precision, PRECISIONS)
+    if precision not in PRECISIONS:
+        _check.one_of("matmul", "precision", precision, PRECISIONS)
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise TypeError(f"matmul: out_dtype must be floating, got {out_dtype}")
+    if fits(a, b):  # the fast way: what follows only finds out what is wrong, or what broadcasts
+        return
+    _check.floating("matmul", a=a, b=b)
     shapes = f"got a of shape {tuple(a.shape)} and b of shape {tuple(b.shape)}"
     if a.dim() == 0 or b.dim() == 0:
         raise ValueError(f"matmul: a and b must have at least one dimension, {shapes}")
@@ -213,17 +216,35 @@ def check_matmul(a: Tensor, b: Tensor, precision: str, out_dtype: torch.dtype | 
             raise ValueError(f"matmul: batch dimensions must be equal or 1, {shapes}")
 
 
+def fits(a: object, b: object) -> bool:
+    """Whether a (..., m, k) and b (k, n) are floating, of one dtype and device, and of fitting sizes."""
+    return (
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.dtype is b.dtype
+        and a.dtype.is_floating_point
+        and a.device == b.device
+        and a.dim() > 0
+        and b.dim() == 2
+        and a.shape[-1] == b.shape[-2]
+    )
+
+
 def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
     """Raises unless x, weight and bias make a linear layer."""
-    _check.one_of(name, "activation", activation, (None, *ACTIVATIONS))
-    _check.floating(name, x=x, weight=weight, bias=bias)
-    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+    if activation is not None:
+        _check.one_of(name, "activation", activation, tuple(ACTIVATIONS))
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not fits(x, weight.mT):
+        _check.floating(name, x=x, weight=weight, bias=bias)
         raise ValueError(
             f"{name}: weight must be (out_features, in_features) for x of (..., in_features), "
             f"got weight of shape {tuple(weight.shape)} and x of shape {tuple(x.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{name}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if bias is not None:
+        if not isinstance(bias, Tensor) or bias.dtype is not weight.dtype or bias.device != weight.device:
+            _check.floating(name, weight=weight, bias=bias)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"{name}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
 def check_dim(name: str, x: Tensor, dim: int, backend: str = "auto") -> int:

@@ -23,6 +23,7 @@ class Entry(NamedTuple):
     config: dict[str, Any] | None  # of the fastest Triton kernel; None where the library was at least as fast
     milliseconds: float | None
     library_milliseconds: float
+    fastest: dict[str, Any] | None = None  # like config, but also where the library was as fast
 
 
 _loaded: dict[tuple[str, str, str], list[Entry]] = {}  # (device, operation, kind) -> entries
@@ -67,7 +68,8 @@ def _read(path: Path) -> tuple[str, dict[tuple[str, str, str], list[Entry]]]:
         table = json.loads(path.read_text())
         device, entries = table["device"], {}
         for row in table["entries"]:
-            entry = Entry(tuple(row["sizes"]), row["config"], row["milliseconds"], row["library_milliseconds"])
+            times = row["milliseconds"], row["library_milliseconds"]
+            entry = Entry(tuple(row["sizes"]), row["config"], *times, row.get("fastest", row["config"]))
             entries.setdefault((device, row["operation"], row["kind"]), []).append(entry)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a table of `python -m triton_kernels.tune`: {error!r}") from error

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from fnn import ops
 from fnn.losses._reduction import Reduction, expanded, hidden, reduced
 
 
@@ -57,7 +58,10 @@ def cross_entropy(
         raise ValueError(f"{name}: label_smoothing must be a number in [0, 1], got {label_smoothing!r}")
     examples = logits.shape[:axis] + logits.shape[axis + 1 :]
     counted = expanded(name, where, examples)
-    log_probs = torch.log_softmax(hidden(logits, counted, axis), axis)
+    if ops.fused(logits) and not labels.is_floating_point() and weight is None and where is None:
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return ops.cross_entropy(logits, labels, **options, reduction=reduction)
+    log_probs = ops.log_softmax(hidden(logits, counted, axis), axis)
     if not labels.is_floating_point():
         return _from_labels(name, log_probs, labels, axis, ignore_index, label_smoothing, weight, reduction, counted)
     probabilities = hidden(labels, counted, axis)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import triton_kernels
 from fnn.ops._use import setting
@@ -27,17 +28,18 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "ieee", out_dtype: torch.dt
         >>> ops.matmul(torch.ones(2, 3), torch.ones(3, 4)).shape
         torch.Size([2, 4])
     """
-    backend = setting.backend
-    if backend == "triton" or (backend == "auto" and _product_is_ours(a, b, precision)):
+    kernel = _product_kernel(a, b, None, precision) if out_dtype is None else "operator"
+    if kernel == "operator":
+        backend = "triton" if setting.backend == "triton" else "auto"
         return triton_kernels.matmul(a, b, precision=precision, out_dtype=out_dtype, backend=backend)
+    if kernel == "onednn":
+        return cpu.product(a, b, None, None)
     _functions.check_matmul(a, b, precision, out_dtype)
     if a.is_cuda and a.dtype == torch.float32 and precision != choice.library_precision():
         raise ValueError(
             f'matmul: precision={precision!r} under fnn.ops.use("torch"), where torch computes in '
             f"{choice.library_precision()!r}; see torch.set_float32_matmul_precision"
         )
-    if out_dtype not in (None, a.dtype):
-        return torch.matmul(a.to(out_dtype), b.to(out_dtype))
     return torch.matmul(a, b)
 
 
@@ -55,14 +57,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
         >>> ops.linear(torch.tensor([[1.0, -1.0]]), torch.eye(2), activation="relu")
         tensor([[1., 0.]])
     """
-    backend = setting.backend
-    if backend == "triton" or (backend == "auto" and x.is_cuda and _tables.any_loaded()):
-        return triton_kernels.linear(x, weight, bias, activation=activation, backend=backend)
     _functions.check_linear("linear", x, weight, bias, activation)
-    if backend == "auto" and _product_is_ours(x, weight.mT, "default"):
+    kernel = _product_kernel(x, weight.mT, bias, "default")
+    if kernel == "operator":
+        backend = "triton" if setting.backend == "triton" else "auto"
+        if x.is_cuda or backend == "triton":
+            return triton_kernels.linear(x, weight, bias, activation=activation, backend=backend)
         out = triton_kernels.linear(x, weight, bias)
     else:
-        out = F.linear(x, weight, bias)
+        out = cpu.product(x, weight.mT, bias, None) if kernel == "onednn" else F.linear(x, weight, bias)
     return _activation.activate(out, activation)
 
 
@@ -74,7 +77,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         >>> ops.softmax(torch.zeros(4))
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    if _ours(x):
+    if fused(x):
         return triton_kernels.softmax(x, dim, backend=setting.backend)
     return torch.softmax(x, _functions.check_dim("softmax", x, dim))
 
@@ -87,7 +90,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
         >>> ops.log_softmax(torch.zeros(4))
         tensor([-1.3863, -1.3863, -1.3863, -1.3863])
     """
-    if _ours(x):
+    if fused(x):
         return triton_kernels.log_softmax(x, dim, backend=setting.backend)
     return torch.log_softmax(x, _functions.check_dim("log_softmax", x, dim))
 
@@ -115,7 +118,7 @@ def cross_entropy(
         tensor(0.1269)
     """
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    if _ours(logits):
+    if fused(logits):
         return triton_kernels.cross_entropy(
             logits, labels, **options, reduction=reduction, backend=setting.backend
         )  # fmt: skip
@@ -158,26 +161,33 @@ def linear_cross_entropy(
     return loss.reshape(labels.shape) if reduction == "none" else loss
 
 
-def _product_is_ours(a: Tensor, b: Tensor, precision: str) -> bool:
-    """Whether the operator takes the product under "auto"; elsewhere torch's own is at least as fast."""
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return True  # it says what is wrong
+def _product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -> str:
+    """What computes a (..., m, k) @ b (..., k, n): "operator", "torch", or "onednn" itself if nothing differentiates.
+
+    An operator costs some microseconds of Python in eager mode, which a small product does not have; so there its rule
+    is asked beforehand. A compiled graph pays nothing for it, and under a transform only the operator sees the sizes
+    that count.
+    """
+    if setting.backend != "auto" or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return "operator" if setting.backend == "triton" else "torch"
     if a.is_cuda:
         float32 = a.dtype == torch.float32 and precision != "default"
-        return _tables.any_loaded() or (float32 and precision != choice.library_precision())
-    if a.dtype != torch.float32 or cpu.THRESHOLD is None:
-        return False
-    if torch.compiler.is_compiling() or _in_transform():
-        return True  # the sizes that count are seen below the transforms; a compiled graph pays nothing for it
-    return a.dim() > 0 and cpu.use_onednn(a, b)
+        ours = _tables.any_loaded() or (float32 and precision != choice.library_precision())
+        return "operator" if ours else "torch"
+    if a.dtype is not torch.float32 or b.dtype is not torch.float32 or cpu.RULE is None:
+        return "torch"
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:  # type: ignore[attr-defined]
+        return "operator"
+    if b.dim() != 2 or not cpu.use_onednn(a, b):
+        return "torch"
+    if forward_ad._current_level >= 0:
+        return "operator"
+    recorded = a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
+    return "operator" if recorded and torch.is_grad_enabled() else "onednn"
 
 
-def _in_transform() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None  # type: ignore[attr-defined]
-
-
-def _ours(x: Tensor) -> bool:
-    """Whether a softmax or cross-entropy is the operator's."""
+def fused(x: Tensor) -> bool:
+    """Whether the softmax and the cross-entropy of x are kernels of their own here, not torch's."""
     return setting.backend == "triton" or (setting.backend == "auto" and x.is_cuda and _tables.any_loaded())
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from triton_kernels._register import register
 from triton_kernels.cross_entropy.op import (
+    both,
     cross_entropy,
+    empty_losses,
     gradient_kernel,
     gradient_reference,
     kernel,
@@ -43,16 +45,15 @@ def _logits(x, weight, bias, precision, backend):
 
 
 def _forward(x, weight, bias, labels, ignore_index, label_smoothing, precision, backend):
-    losses = x.new_empty(x.shape[:1], dtype=wide(x.dtype))
-    log_normalizers = torch.empty_like(losses)
+    losses, normalizers = empty_losses(x)
     for rows in _chunks(x, weight):
         logits = _logits(x[rows], weight, bias, precision, backend)
-        losses[rows], log_normalizers[rows] = kernel(logits, labels[rows], ignore_index, label_smoothing, backend)
-    return losses, log_normalizers
+        losses[rows], normalizers[rows] = kernel(logits, labels[rows], ignore_index, label_smoothing, backend)
+    return losses, normalizers
 
 
 def _gradients(
-    grad_losses, grad_log_normalizers, x, weight, bias, labels, log_normalizers,
+    grad_losses, grad_normalizers, x, weight, bias, labels, normalizers,
     needs, ignore_index, label_smoothing, precision, backend,
 ):  # fmt: skip
     """The gradients of x, weight and bias where `needs` says so; the others are empty."""
@@ -64,7 +65,7 @@ def _gradients(
     for rows in _chunks(x, weight):
         logits = _logits(x[rows], weight, bias, precision, backend)
         grad = gradient_kernel(
-            grad_losses[rows], grad_log_normalizers[rows], logits, labels[rows], log_normalizers[rows],
+            grad_losses[rows], grad_normalizers[rows], logits, labels[rows], normalizers[rows],
             ignore_index, label_smoothing, backend,
         )  # fmt: skip
         del logits
@@ -83,14 +84,14 @@ def _reference(x, weight, bias, labels, ignore_index, label_smoothing, precision
 
 
 def _gradients_reference(
-    grad_losses, grad_log_normalizers, x, weight, bias, labels, log_normalizers,
+    grad_losses, grad_normalizers, x, weight, bias, labels, normalizers,
     needs, ignore_index, label_smoothing, precision, backend,
 ):  # fmt: skip
     """The same as differentiable operations. All may have one batch dimension in front, x and weight of size 1."""
     logits = product(x, weight.mT, None, precision, None, backend)
     if bias is not None:
         logits = logits + bias.unsqueeze(-2)
-    rows = (grad_losses, grad_log_normalizers, logits, labels, log_normalizers)
+    rows = (grad_losses, grad_normalizers, logits, labels, normalizers)
     rows = [value.flatten(0, x.dim() - 2) for value in rows]
     grad = gradient_reference(*rows, ignore_index, label_smoothing, backend).reshape(logits.shape)
     grad_x = product(grad, weight, None, precision, None, backend) if needs[0] else x.new_zeros(0)
@@ -99,11 +100,10 @@ def _gradients_reference(
 
 
 def _fake(x, weight, bias, labels, *options):
-    rows = x.new_empty(x.shape[:1], dtype=wide(x.dtype))
-    return rows, torch.empty_like(rows)
+    return empty_losses(x)
 
 
-def _fake_gradients(grad_losses, grad_log_normalizers, x, weight, bias, labels, log_normalizers, needs, *options):
+def _fake_gradients(grad_losses, grad_normalizers, x, weight, bias, labels, normalizers, needs, *options):
     shapes = (x.shape, weight.shape, weight.shape[:1])
     return tuple(x.new_empty(shape if need else 0) for shape, need in zip(shapes, needs, strict=True))
 
@@ -113,8 +113,8 @@ def _vmap(op, in_dims, x, weight, bias, labels, ignore_index, label_smoothing, p
     options = (ignore_index, label_smoothing)
     if weight_dim is None and bias_dim is None:  # the batch joins the rows
         size, (x, labels) = rows_join((x_dim, labels_dim), x, labels)
-        losses, log_normalizers = op(x, weight, bias, labels, *options, precision, backend)
-        return (losses.unflatten(0, (size, -1)), log_normalizers.unflatten(0, (size, -1))), (0, 0)
+        losses, normalizers = op(x, weight, bias, labels, *options, precision, backend)
+        return (losses.unflatten(0, (size, -1)), normalizers.unflatten(0, (size, -1))), (0, 0)
     if weight_dim is not None:
         weight, weight_dim = weight.movedim(weight_dim, 0), 0
     dims = (x_dim, weight_dim, bias_dim)
@@ -145,13 +145,12 @@ class LinearCrossEntropyRule:
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
-    def backward(ctx, grad_losses, grad_log_normalizers):
-        x, weight, bias, labels, log_normalizers = ctx.saved_tensors
-        zero = torch.zeros_like(log_normalizers)
-        grads = [zero if grad is None else grad for grad in (grad_losses, grad_log_normalizers)]
+    def backward(ctx, grad_losses, grad_normalizers):
+        x, weight, bias, labels, normalizers = ctx.saved_tensors
+        grads = both(grad_losses, grad_normalizers, normalizers)
         options = (ctx.ignore_index, ctx.label_smoothing, ctx.precision, ctx.backend)
         needs = list(ctx.needs[:3])
-        found = linear_cross_entropy_gradients(*grads, x, weight, bias, labels, log_normalizers, needs, *options)
+        found = linear_cross_entropy_gradients(*grads, x, weight, bias, labels, normalizers, needs, *options)
         wanted = [grad if need else None for grad, need in zip(found, needs, strict=True)]
         return *wanted, *[None] * 5
 
@@ -167,8 +166,8 @@ linear_cross_entropy = register(
     reference=_reference,
 )
 linear_cross_entropy_gradients = register(
-    "linear_cross_entropy_gradients(Tensor grad_losses, Tensor grad_log_normalizers, Tensor x, Tensor weight,"
-    " Tensor? bias, Tensor labels, Tensor log_normalizers, bool[] needs, int ignore_index, float label_smoothing,"
+    "linear_cross_entropy_gradients(Tensor grad_losses, Tensor grad_normalizers, Tensor x, Tensor weight,"
+    " Tensor? bias, Tensor labels, Tensor normalizers, bool[] needs, int ignore_index, float label_smoothing,"
     " str precision, str backend) -> (Tensor, Tensor, Tensor)",
     cpu=_gradients,
     cuda=_gradients,

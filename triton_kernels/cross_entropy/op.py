@@ -1,7 +1,9 @@
 """Cross-entropy of logits and integer labels with its derivatives; the probabilities are never stored.
 
-The operator returns the loss of each row and the row's log-normalizer (the logarithm of the sum of the exponentials),
-which is all that the gradient needs besides the logits. Both are float32, float64 for float64 logits.
+The operator returns the loss of each row and two numbers more, all that the gradient needs besides the logits: the
+row's maximum and the logarithm of its sum of exp(logit - maximum), together the row's normalizers. They are kept apart
+because their sum would round off the logarithm where logits are large. The maximum counts as a constant: no derivative
+depends on it. All are float32, float64 for float64 logits.
 """
 
 from __future__ import annotations
@@ -25,29 +27,32 @@ def choose(logits: Tensor, backend: str) -> _choice.Choice:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of losses and log-normalizers."""
+    """The dtype of losses and normalizers."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def losses_of(logits, log_normalizers, labels, ignore_index, label_smoothing):
-    """The loss of each row, as torch operations, given the log-normalizers."""
+def losses_of(logits, log_totals, labels, ignore_index, label_smoothing):
+    """The loss of each row, as torch operations, given the logarithm of its sum of exponentials."""
     counted, label, wrong = _read(labels, ignore_index, logits.shape[1])
-    logits = logits.to(log_normalizers.dtype)
-    losses = log_normalizers - (1 - label_smoothing) * logits.gather(1, label[:, None])[:, 0]
+    losses = log_totals - (1 - label_smoothing) * logits.gather(1, label[:, None])[:, 0]
     if label_smoothing:
         losses = losses - label_smoothing * logits.mean(1)
     return torch.where(wrong, torch.nan, torch.where(counted, losses, 0.0))
 
 
+def probabilities(logits, normalizers):
+    maximum, log_totals = normalizers.detach()[:, :1], normalizers[:, 1:]
+    return ((logits.to(normalizers.dtype) - maximum) - log_totals).exp()
+
+
 def gradient_reference(
-    grad_losses, grad_log_normalizers, logits, labels, log_normalizers, ignore_index, label_smoothing, backend
+    grad_losses, grad_normalizers, logits, labels, normalizers, ignore_index, label_smoothing, backend
 ):
     """The gradient of the logits, as torch operations."""
     counted, label, wrong = _read(labels, ignore_index, logits.shape[1])
     # a factor for wrong labels, not a value put in their place, so that higher derivatives are NaN too
     grad = grad_losses * torch.where(wrong, torch.nan, torch.where(counted, 1.0, 0.0).to(grad_losses.dtype))
-    p = (logits.to(log_normalizers.dtype) - log_normalizers[:, None]).exp()
-    out = (grad + grad_log_normalizers)[:, None] * p
+    out = (grad + grad_normalizers[:, 1])[:, None] * probabilities(logits, normalizers)
     target = (torch.arange(logits.shape[1], device=logits.device) == label[:, None]).to(grad.dtype)
     out = out - (1 - label_smoothing) * target * grad[:, None]
     if label_smoothing:
@@ -80,29 +85,35 @@ def kernel(logits, labels, ignore_index, label_smoothing, backend):
         from triton_kernels.cross_entropy._launch import cross_entropy as launch
 
         return launch(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing)
-    log_normalizers = logits.to(wide(logits.dtype)).logsumexp(1)
-    return losses_of(logits, log_normalizers, labels, ignore_index, label_smoothing), log_normalizers
+    logits = logits.to(wide(logits.dtype))
+    maximum = logits.amax(1)
+    shifted = logits - maximum[:, None]
+    log_totals = shifted.exp().sum(1).log()
+    losses = losses_of(shifted, log_totals, labels, ignore_index, label_smoothing)
+    return losses, torch.stack([maximum, log_totals], 1)
 
 
-def gradient_kernel(
-    grad_losses, grad_log_normalizers, logits, labels, log_normalizers, ignore_index, label_smoothing, backend
-):
-    inputs = (grad_losses, grad_log_normalizers, logits, labels, log_normalizers)
+def gradient_kernel(grad_losses, grad_normalizers, logits, labels, normalizers, ignore_index, label_smoothing, backend):
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     if choose(logits, backend).triton:
         from triton_kernels.cross_entropy._launch import cross_entropy_backward as launch
 
-        return launch(*inputs, ignore_index=ignore_index, label_smoothing=label_smoothing)
-    return gradient_reference(*inputs, ignore_index, label_smoothing, backend)
+        return launch(grad_losses, grad_normalizers[:, 1], logits, labels, normalizers, **options)
+    inputs = (grad_losses, grad_normalizers, logits, labels, normalizers)
+    return gradient_reference(*inputs, **options, backend=backend)
+
+
+def empty_losses(of):
+    """Losses and normalizers of as many rows as `of` has."""
+    rows, dtype = of.shape[0], wide(of.dtype)
+    return of.new_empty(rows, dtype=dtype), of.new_empty((rows, 2), dtype=dtype)
 
 
 def _fake(logits, labels, ignore_index, label_smoothing, backend):
-    rows = logits.new_empty(logits.shape[:1], dtype=wide(logits.dtype))
-    return rows, torch.empty_like(rows)
+    return empty_losses(logits)
 
 
-def _fake_gradient(
-    grad_losses, grad_log_normalizers, logits, labels, log_normalizers, ignore_index, label_smoothing, backend
-):
+def _fake_gradient(grad_losses, grad_normalizers, logits, labels, normalizers, ignore_index, label_smoothing, backend):
     return logits.new_empty(logits.shape)
 
 
@@ -118,8 +129,8 @@ def rows_join(in_dims, *inputs):
 
 def vmap_rule(op, in_dims, logits, labels, *options):
     size, rows = rows_join(in_dims, logits, labels)
-    losses, log_normalizers = op(*rows, *options)
-    return (losses.unflatten(0, (size, -1)), log_normalizers.unflatten(0, (size, -1))), (0, 0)
+    losses, normalizers = op(*rows, *options)
+    return (losses.unflatten(0, (size, -1)), normalizers.unflatten(0, (size, -1))), (0, 0)
 
 
 def _vmap_gradient(op, in_dims, *inputs):
@@ -135,21 +146,27 @@ class CrossEntropyRule:
         ctx.save_for_forward(logits, labels)
 
     @staticmethod
-    def backward(ctx, grad_losses, grad_log_normalizers):
-        logits, labels, log_normalizers = ctx.saved_tensors
-        zero = torch.zeros_like(log_normalizers)
-        grads = [zero if grad is None else grad for grad in (grad_losses, grad_log_normalizers)]
-        return cross_entropy_gradient(*grads, logits, labels, log_normalizers, *ctx.options), *[None] * 4
+    def backward(ctx, grad_losses, grad_normalizers):
+        logits, labels, normalizers = ctx.saved_tensors
+        grads = both(grad_losses, grad_normalizers, normalizers)
+        return cross_entropy_gradient(*grads, logits, labels, normalizers, *ctx.options), *[None] * 4
 
     @staticmethod
     def jvp(ctx, tangent, *_):
         logits, labels = ctx.primals
         ignore_index, label_smoothing, _ = ctx.options
-        _, log_normalizers = cross_entropy(logits, labels, *ctx.options)
-        tangent = tangent.to(log_normalizers.dtype)
-        p = (logits.to(log_normalizers.dtype) - log_normalizers[:, None]).exp()
-        along = (p * tangent).sum(1)
-        return losses_of(tangent, along, labels, ignore_index, label_smoothing), along
+        _, normalizers = cross_entropy(logits, labels, *ctx.options)
+        tangent = tangent.to(normalizers.dtype)
+        along = (probabilities(logits, normalizers) * tangent).sum(1)
+        losses = losses_of(tangent, along, labels, ignore_index, label_smoothing)
+        return losses, torch.stack([torch.zeros_like(along), along], 1)
+
+
+def both(grad_losses, grad_normalizers, normalizers):
+    """The two gradients, with zeros for one that is None."""
+    if grad_losses is None:
+        grad_losses = torch.zeros_like(normalizers[:, 0])
+    return grad_losses, torch.zeros_like(normalizers) if grad_normalizers is None else grad_normalizers
 
 
 cross_entropy = register(
@@ -162,8 +179,8 @@ cross_entropy = register(
     rule=CrossEntropyRule,
 )
 cross_entropy_gradient = register(
-    "cross_entropy_gradient(Tensor grad_losses, Tensor grad_log_normalizers, Tensor logits, Tensor labels,"
-    " Tensor log_normalizers, int ignore_index, float label_smoothing, str backend) -> Tensor",
+    "cross_entropy_gradient(Tensor grad_losses, Tensor grad_normalizers, Tensor logits, Tensor labels,"
+    " Tensor normalizers, int ignore_index, float label_smoothing, str backend) -> Tensor",
     cpu=gradient_kernel,
     cuda=gradient_kernel,
     fake=_fake_gradient,

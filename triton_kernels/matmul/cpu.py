@@ -7,7 +7,6 @@ between runs, so a run computes the same bits every time. Its numbers come from 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,21 +16,22 @@ from torch import Tensor
 linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
 
 
-class Threshold(NamedTuple):
-    """From which sizes on oneDNN is the faster."""
+class Rule(NamedTuple):
+    """From which m * n * k on oneDNN is the faster; below, its call costs more than it saves."""
 
-    multiply_adds: int  # m * n * k; below, its call costs more than it saves
-    columns: int  # n, where `a` is not row-major: oneDNN copies `a` first, and n columns share that copy
+    long: int  # where k is 512 at least
+    short: int
+    copied: int  # and from which n on where `a` is not row-major: oneDNN copies it first, and n columns share the copy
 
 
-def _threshold() -> Threshold | None:
-    """The rule for this processor, or None where torch's own product is taken always."""
+def _rule() -> Rule | None:
+    """The rule for this processor, or None where torch's own product is always taken."""
     flags = _processor_flags()
     if not torch.backends.mkldnn.is_available() or not {"AuthenticAMD", "avx512f"} <= flags:
         return None
     if "avx_vnni" in flags:  # Zen 5: full-width AVX-512, which MKL does not use on AMD
-        return Threshold(multiply_adds=2**21, columns=256)
-    return Threshold(multiply_adds=2**24, columns=1024)  # Zen 4: double-pumped, both are near the peak
+        return Rule(long=2**21, short=2**21, copied=256)
+    return Rule(long=2**22, short=2**24, copied=1024)  # Zen 4: double-pumped, both are near the peak
 
 
 def _processor_flags() -> frozenset[str]:
@@ -45,22 +45,26 @@ def _processor_flags() -> frozenset[str]:
     return frozenset(fields.get("vendor_id", []) + fields.get("flags", []))
 
 
-THRESHOLD = _threshold()
+RULE = _rule()
 
 
 def use_onednn(a: Tensor, b: Tensor) -> bool:
     """Whether a (..., m, k) @ b (k, n) is oneDNN's."""
-    if b.dim() != 2 or a.device.type != "cpu":
+    if RULE is None or not a.is_cpu or a.dtype is not torch.float32 or b.dim() != 2:
         return False
-    rows = math.prod(a.shape[:-1])
-    return onednn_is_faster(rows, b.shape[1], b.shape[0], a.dtype, a.stride(-1) == 1)
+    k, n = b.shape
+    if a.dim() == 0 or a.shape[-1] != k or k == 0:
+        return False
+    return onednn_is_faster(a.numel() // k, n, k, a.stride(-1) == 1, b.stride(-1) == 1)
 
 
-def onednn_is_faster(m: int, n: int, k: int, dtype: torch.dtype, row_major: bool) -> bool:
-    """The rule; `row_major` says whether a's rows lie one after the other."""
-    if THRESHOLD is None or dtype != torch.float32 or m * n * k < THRESHOLD.multiply_adds:
+def onednn_is_faster(m: int, n: int, k: int, a_by_rows: bool, b_by_rows: bool) -> bool:
+    """Whether oneDNN is the faster for float32; `by_rows` says that the rows of an operand are contiguous."""
+    if RULE is None:
         return False
-    return row_major or n >= THRESHOLD.columns
+    if n % 16 and n < 64:  # MKL is slow on few, ragged columns
+        return a_by_rows and m * k >= (2**15 if b_by_rows else 2**16)
+    return m * n * k >= (RULE.long if k >= 512 else RULE.short) and (a_by_rows or n >= RULE.copied)
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:

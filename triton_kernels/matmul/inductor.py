@@ -37,7 +37,8 @@ def install(op: torch._ops.OpOverload) -> None:
         if len(b.get_size()) > 2:
             return with_bias(batched(a, b), bias)
         rows = a if not batch else lowering.view(a, [math.prod(batch) * m, k])
-        if cpu.onednn_is_faster(math.prod(batch) * m, n, k, a.get_dtype(), row_major(rows)):
+        float32 = a.get_dtype() == torch.float32
+        if float32 and cpu.onednn_is_faster(math.prod(batch) * m, n, k, by_rows(rows), by_rows(b)):
             weight = lowering.permute(b, [1, 0])
             out = onednn(ir.ExternKernel.require_contiguous(rows), weight, bias, "none", [], "")
         elif bias is None:
@@ -59,7 +60,7 @@ def install(op: torch._ops.OpOverload) -> None:
     def with_bias(out, bias):
         return out if bias is None else lowering.lowerings[aten.add.Tensor](out, bias)
 
-    def row_major(x) -> bool:
+    def by_rows(x) -> bool:
         """Whether x lies in memory row by row, or will: what is not computed yet can be written so."""
         strides = x.maybe_get_stride()
         return strides is None or strides[-1] == 1

@@ -1,0 +1,1 @@
+"""Cross entropy of logits and integer labels, and its backward pass, without the probabilities."""
