@@ -34,7 +34,7 @@ ifeq ($(TORCH),$(PINNED))
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]" $(EDITABLE)
 else
 	$(RUN) -m pip install --quiet torch==$(TORCH)
-	$(RUN) -m pip install --quiet -e ".[test]" $(EDITABLE)
+	$(RUN) -m pip install --quiet torch==$(TORCH) -e ".[test]" $(EDITABLE)
 endif
 	touch $@
 

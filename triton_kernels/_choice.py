@@ -54,6 +54,16 @@ def on_cuda(
     return Choice("Triton", measured + f"{ratio:.2f} times as fast as the library", entry.config)
 
 
+def table_names_triton(operation: str, kind: str, sizes: tuple[int, ...], index: int) -> bool:
+    """Whether "auto" takes the Triton kernel on CUDA device `index`; a compiler asks once, while it traces."""
+    entry = _tables.nearest(card_name(torch.device("cuda", index)), operation, kind, sizes)
+    return _launch.INSTALLED and entry is not None and entry.config is not None
+
+
+# What torch.compiler.assume_constant_result does, without the second that importing the compiler takes.
+table_names_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def require_triton() -> None:
     if not _launch.INSTALLED:
         raise RuntimeError(

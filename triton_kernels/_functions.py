@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,7 +168,7 @@ def linear_cross_entropy(
     return reduce(name, losses, labels, ignore_index, reduction).to(x.dtype)
 
 
-def explain(function: Callable, *args, **kwargs) -> Choice:
+def explain(function: Callable, *args: Any, **kwargs: Any) -> Choice:
     """Which kernel `function(*args, **kwargs)` would take, and why; `str()` of the result is a sentence.
 
     Example:
@@ -183,7 +184,7 @@ def explain(function: Callable, *args, **kwargs) -> Choice:
         left, right = a.unsqueeze(0) if a.dim() == 1 else a, b.unsqueeze(1) if b.dim() == 1 else b
         return _matmul_choice.choose(left, right, precision, out_dtype, backend)
     if function in (linear, linear_cross_entropy):
-        x, weight = args[:2]
+        x, weight, *_ = args
         fused = kwargs.get("activation") is not None
         rows = x.reshape(-1, x.shape[-1])
         return _matmul_choice.choose(rows, weight.mT, "default", None, backend, activated=fused)

@@ -22,6 +22,8 @@ from torch._ops import OpOverload
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
+from triton_kernels._inductor import keep_writes_after_reads, tracing
+
 LIBRARY = torch.library.Library("triton_kernels", "DEF")
 
 
@@ -36,7 +38,7 @@ def register(
     reference: Callable | None = None,
     differentiated: Callable | None = None,
     library: torch.library.Library = LIBRARY,
-) -> OpOverload:
+) -> Callable[..., Any]:
     """Defines the operator `schema` with its kernels and its behaviour under every transform.
 
     fake: shapes and dtypes of the results. vmap: `(op, in_dims, *inputs) -> (outputs, out_dims)`.
@@ -52,7 +54,13 @@ def register(
     op = getattr(getattr(torch.ops, library.ns), name).default
     library.impl(name, cpu, "CPU")
     library.impl(name, cuda, "CUDA")
-    torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+
+    def traced(*inputs):
+        if tracing():
+            keep_writes_after_reads()
+        return fake(*inputs)
+
+    torch.library.register_fake(f"{library.ns}::{name}", traced, lib=library)
     torch.library.register_vmap(
         f"{library.ns}::{name}", lambda _, in_dims, *inputs: vmap(op, in_dims, *inputs), lib=library
     )
@@ -120,9 +128,11 @@ def _single_level(op: OpOverload, rule: type) -> Callable:
 
     Derivative.__name__ = Derivative.__qualname__ = op.name().replace("::", "_")
 
+    apply: Callable = Derivative.apply  # type: ignore[attr-defined]
+
     def autograd(keyset, *inputs):
         with enable_single_level_autograd_function():
-            return Derivative.apply(keyset, *inputs)
+            return apply(keyset, *inputs)
 
     return autograd
 
@@ -153,7 +163,7 @@ def _reverse(reference: Callable) -> type:
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
                 return tuple(output for output, grad in zip(outputs, grads, strict=True) if grad is not None)
 
-            _, pullback = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
+            pullback: Any = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1]
             results: list[Tensor | None] = [None] * len(inputs)
             for i, grad in zip(wanted, pullback(tuple(grad for grad in grads if grad is not None)), strict=True):
                 results[i] = grad

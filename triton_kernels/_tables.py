@@ -70,6 +70,8 @@ def _read(path: Path) -> tuple[str, dict[tuple[str, str, str], list[Entry]]]:
         for row in table["entries"]:
             times = row["milliseconds"], row["library_milliseconds"]
             entry = Entry(tuple(row["sizes"]), row["config"], *times, row.get("fastest", row["config"]))
+            if not entry.sizes or not all(isinstance(size, int) and size > 0 for size in entry.sizes):
+                raise ValueError(f"sizes must be positive integers, got {row['sizes']!r}")
             entries.setdefault((device, row["operation"], row["kind"]), []).append(entry)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a table of `python -m triton_kernels.tune`: {error!r}") from error

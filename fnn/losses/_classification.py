@@ -58,7 +58,7 @@ def cross_entropy(
         raise ValueError(f"{name}: label_smoothing must be a number in [0, 1], got {label_smoothing!r}")
     examples = logits.shape[:axis] + logits.shape[axis + 1 :]
     counted = expanded(name, where, examples)
-    if ops.fused(logits) and not labels.is_floating_point() and weight is None and where is None:
+    if not labels.is_floating_point() and weight is None and where is None and ops.fused(logits):
         options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
         return ops.cross_entropy(logits, labels, **options, reduction=reduction)
     log_probs = ops.log_softmax(hidden(logits, counted, axis), axis)

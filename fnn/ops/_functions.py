@@ -9,8 +9,10 @@ from torch.autograd import forward_ad
 
 import triton_kernels
 from fnn.ops._use import setting
-from triton_kernels import _activation, _functions, _tables
+from triton_kernels import _activation, _choice, _functions, _tables
+from triton_kernels.cross_entropy import op as _cross_entropy
 from triton_kernels.matmul import choice, cpu
+from triton_kernels.softmax import op as _softmax
 
 
 def matmul(a: Tensor, b: Tensor, *, precision: str = "ieee", out_dtype: torch.dtype | None = None) -> Tensor:
@@ -77,9 +79,10 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         >>> ops.softmax(torch.zeros(4))
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    if fused(x):
+    dim = _functions.check_dim("softmax", x, dim)
+    if _softmax_is_ours(x, dim):
         return triton_kernels.softmax(x, dim, backend=setting.backend)
-    return torch.softmax(x, _functions.check_dim("softmax", x, dim))
+    return torch.softmax(x, dim)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -90,9 +93,10 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
         >>> ops.log_softmax(torch.zeros(4))
         tensor([-1.3863, -1.3863, -1.3863, -1.3863])
     """
-    if fused(x):
+    dim = _functions.check_dim("log_softmax", x, dim)
+    if _softmax_is_ours(x, dim):
         return triton_kernels.log_softmax(x, dim, backend=setting.backend)
-    return torch.log_softmax(x, _functions.check_dim("log_softmax", x, dim))
+    return torch.log_softmax(x, dim)
 
 
 def cross_entropy(
@@ -118,7 +122,7 @@ def cross_entropy(
         tensor(0.1269)
     """
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    if fused(logits):
+    if isinstance(logits, Tensor) and logits.dim() and fused(logits):
         return triton_kernels.cross_entropy(
             logits, labels, **options, reduction=reduction, backend=setting.backend
         )  # fmt: skip
@@ -186,9 +190,22 @@ def _product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -
     return "operator" if recorded and torch.is_grad_enabled() else "onednn"
 
 
-def fused(x: Tensor) -> bool:
-    """Whether the softmax and the cross-entropy of x are kernels of their own here, not torch's."""
-    return setting.backend == "triton" or (setting.backend == "auto" and x.is_cuda and _tables.any_loaded())
+def fused(logits: Tensor) -> bool:
+    """Whether the cross-entropy of logits (batch, classes, ...) is one kernel here, not a composition of torch's."""
+    if setting.backend != "auto":
+        return setting.backend == "triton"
+    if not logits.is_cuda or not _tables.any_loaded():
+        return False
+    key = _cross_entropy.key(logits, min(1, logits.dim() - 1))
+    return _choice.table_names_triton("cross_entropy", *key, logits.device.index)
+
+
+def _softmax_is_ours(x: Tensor, dim: int) -> bool:
+    if setting.backend != "auto":
+        return setting.backend == "triton"
+    if not x.is_cuda or not _tables.any_loaded():
+        return False
+    return _choice.table_names_triton("softmax", *_softmax.key(x, dim), x.device.index)
 
 
 def _many_logits(x: Tensor, weight: Tensor) -> bool:

@@ -25,6 +25,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from fnn import random, tree
 from fnn.optim import GradientTransformation, apply_updates
 from fnn.train._state import FIELDS, TrainState, check_optimizer, own_memory
+from triton_kernels._inductor import keep_writes_after_reads
 
 Metrics = dict[str, Tensor]
 LossFunction = Callable[[Any, Any, Any, Tensor], tuple[Tensor, tuple[Any, Metrics]]]
@@ -206,6 +207,7 @@ def _keep_finite(before: TrainState, after: TrainState, loss: Tensor, metrics: M
 def compile_whole(f: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` in one graph, around a code object of its own, so that no other function shares its cache."""
     own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    keep_writes_after_reads()
     return torch.compile(own, fullgraph=True)
 
 

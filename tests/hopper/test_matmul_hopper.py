@@ -147,7 +147,7 @@ def test_every_layout_and_activation(kind, tile, tmp_path):
         _check(kernel, kind, tile, tmp_path, spill=spill)
     for activation in ("relu", "silu", "tanh", "sigmoid", "leaky_relu"):
         _check(_compile(tile, kind, activation=activation), kind, tile, tmp_path, spill=spill)
-    _check(_compile(tile, kind, index_64=True), kind, tile, tmp_path, spill=128)
+    _check(_compile(tile, kind, index_64=True), kind, tile, tmp_path, spill=256)
     if tile.kernel == "pointer":
         _check(_compile(tile, kind, even=False), kind, tile, tmp_path, spill=spill)
         for split_k in (2, 32):

@@ -15,12 +15,16 @@ from triton_kernels import _choice, _launch
 from triton_kernels._register import register
 
 
+def key(logits: Tensor, axis: int = 1) -> tuple[str, tuple[int, int]]:
+    """The row of the table and the sizes there: rows and classes."""
+    classes = logits.shape[axis]
+    return str(logits.dtype).removeprefix("torch."), (logits.numel() // classes if classes else 0, classes)
+
+
 def choose(logits: Tensor, backend: str) -> _choice.Choice:
     """The kernel of the cross-entropy of logits (rows, classes)."""
     if logits.device.type == "cuda":
-        kind = str(logits.dtype).removeprefix("torch.")
-        sizes = (logits.shape[0], logits.shape[1])
-        return _choice.on_cuda("cross_entropy", kind, sizes, logits.device, logits.dtype, backend)
+        return _choice.on_cuda("cross_entropy", *key(logits), logits.device, logits.dtype, backend)
     if backend == "triton" and _launch.INTERPRETED and logits.dtype != torch.float64:
         return _choice.Choice("Triton", "in its interpreter, because TRITON_INTERPRET=1")
     return _choice.Choice("PyTorch", "torch's own kernels" + (", Triton needs CUDA" if backend == "triton" else ""))

@@ -64,6 +64,11 @@ def configuration(a: Tensor, b: Tensor, *, precision: str = "ieee") -> Config:
     return _Operands(a, b, torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])).choose(precision)
 
 
+def fit_tma(a: Tensor, b: Tensor, precision: str) -> bool:
+    """Whether the persistent kernels, which fetch blocks with the copy engine, take these operands."""
+    return _Operands(a, b, torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])).fit_tma(precision)
+
+
 class _Operands:
     """Two operands as sizes and strides, with as few batch dimensions as these strides allow."""
 

@@ -8,6 +8,8 @@ followed by an activation, because there every term is a product of its own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from triton_kernels import _launch
@@ -27,12 +29,12 @@ def _reference(a, b, bias, activation, precision, backend):
     return _pair_reference(a, b, bias, activation, precision, backend)[0]
 
 
-def _triton(a, b, bias, activation, precision, preactivation, config=None):
+def _triton(a, b, bias, activation, precision, preactivation, config=None) -> Any:
     from triton_kernels.matmul._configs import Config
     from triton_kernels.matmul._launch import product as launch
 
     return launch(
-        a.reshape(-1, a.shape[-1]) if b.dim() == 2 else a,
+        a,
         b,
         bias,
         activation=activation,
@@ -48,23 +50,21 @@ def _shape(a, b):
 
 def _cpu_pair(a, b, bias, activation, precision, backend):
     if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
-        pair = _triton(a, b, bias, activation, precision, True)
-        return tuple(x.reshape(_shape(a, b)) for x in pair)
-    before = plain.cpu_kernel(a, b, bias, precision, None, backend)
+        return _triton(a, b, bias, activation, precision, True)
+    before: Any = plain.cpu_kernel(a, b, bias, precision, None, backend)
     return activate(before, activation), before
 
 
 def _cpu(a, b, bias, activation, precision, backend):
     if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
-        return _triton(a, b, bias, activation, precision, False).reshape(_shape(a, b))
-    return activate(plain.cpu_kernel(a, b, bias, precision, None, backend), activation)
+        return _triton(a, b, bias, activation, precision, False)
+    return _cpu_pair(a, b, bias, activation, precision, backend)[0]
 
 
 def _cuda_pair(a, b, bias, activation, precision, backend):
     choice = on_cuda(a, b, precision, None, backend, activated=True)
     if choice.triton:
-        pair = _triton(a, b, bias, activation, precision, True, choice.config)
-        return tuple(x.reshape(_shape(a, b)) for x in pair)
+        return _triton(a, b, bias, activation, precision, True, choice.config)
     before = plain.library(a, b, bias, None)
     return activate(before, activation), before
 
@@ -72,7 +72,7 @@ def _cuda_pair(a, b, bias, activation, precision, backend):
 def _cuda(a, b, bias, activation, precision, backend):
     choice = on_cuda(a, b, precision, None, backend, activated=True)
     if choice.triton:
-        return _triton(a, b, bias, activation, precision, False, choice.config).reshape(_shape(a, b))
+        return _triton(a, b, bias, activation, precision, False, choice.config)
     return activate(plain.library(a, b, bias, None), activation)
 
 
@@ -115,7 +115,7 @@ class PairRule:
     def backward(ctx, grad, grad_before):
         a, b, before = ctx.saved_tensors
         if grad is not None:
-            _, pullback = torch.func.vjp(lambda p: activate(p, ctx.activation), before)
+            pullback: Any = torch.func.vjp(lambda p: activate(p, ctx.activation), before)[1]
             (inner,) = pullback(grad)
             grad_before = inner if grad_before is None else grad_before + inner
         return *plain.gradients(a, b, grad_before, ctx.needs, ctx.precision, ctx.backend), None, None, None

@@ -46,10 +46,14 @@ def on_cuda(
 
 
 def kind(a: Tensor, b: Tensor, precision: str) -> str:
-    """The row of the table: dtype, precision and which operands are transposed, as BLAS names them."""
+    """The row of the table: dtype, precision, which operands are transposed, as BLAS names them, and "tma" where the
+    copy engine can fetch both, which the persistent kernels need."""
+    from triton_kernels.matmul._launch import fit_tma
+
     dtype = str(a.dtype).removeprefix("torch.")
     dtype += f" {precision}" if a.dtype == torch.float32 else ""
-    return f"{dtype} {'n' if a.stride(-1) == 1 else 't'}{'n' if b.stride(-1) == 1 else 't'}"
+    layout = f"{'n' if a.stride(-1) == 1 else 't'}{'n' if b.stride(-1) == 1 else 't'}"
+    return f"{dtype} {layout}{' tma' if fit_tma(a, b, precision) else ''}"
 
 
 def resolved(precision: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -19,10 +20,12 @@ aten = torch.ops.aten
 
 
 @functools.cache
-def install(op: torch._ops.OpOverload) -> None:
+def install(op: Any) -> None:
     """Registers the lowering of `op`, which is `product`."""
     with _disable_current_modes():  # this is called while a graph is traced; what an import computes is not part of it
-        from torch._inductor import ir, lowering
+        from torch._inductor import ir
+        from torch._inductor import lowering as inductor_lowering
+    lowering: Any = inductor_lowering  # its functions take less narrow types than they say
 
     onednn = lowering.fallback_handler(cpu.linear_pointwise, add_to_fallback_set=False)
     opaque = lowering.fallback_handler(op, add_to_fallback_set=False)

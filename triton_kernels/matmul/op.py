@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from triton_kernels import _launch
+from triton_kernels._inductor import tracing
 from triton_kernels._register import register
 from triton_kernels.matmul import cpu, inductor
 from triton_kernels.matmul.choice import on_cuda, resolved
@@ -28,11 +29,8 @@ def _triton(a, b, bias, precision, out_dtype, config=None):
     from triton_kernels.matmul._configs import Config
     from triton_kernels.matmul._launch import product as launch
 
-    options = {"precision": resolved(precision), "out_dtype": out_dtype, "config": Config(**config) if config else None}
-    if b.dim() == 2 and a.dim() > 2:  # one product of all rows
-        rows = launch(a.reshape(-1, a.shape[-1]), b, bias, **options)
-        return rows.reshape(*a.shape[:-1], b.shape[1])
-    return launch(a, b, bias, **options)
+    config = Config(**config) if config else None
+    return launch(a, b, bias, precision=resolved(precision), out_dtype=out_dtype, config=config)
 
 
 def library(a, b, bias, out_dtype):
@@ -47,7 +45,7 @@ def library(a, b, bias, out_dtype):
 
 
 def _fake(a, b, bias, precision, out_dtype, backend):
-    if torch.compiler.is_compiling():
+    if tracing():
         inductor.install(product)
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return a.new_empty((*batch, a.shape[-2], b.shape[-1]), dtype=out_dtype or a.dtype)
@@ -91,7 +89,8 @@ class ProductRule:
 
     @staticmethod
     def backward(ctx, grad):
-        return *gradients(*ctx.saved_tensors, grad, ctx.needs, ctx.precision, ctx.backend), None, None, None
+        a, b = ctx.saved_tensors
+        return *gradients(a, b, grad, ctx.needs, ctx.precision, ctx.backend), None, None, None
 
     @staticmethod
     def jvp(ctx, a_tangent, b_tangent, bias_tangent, *_):

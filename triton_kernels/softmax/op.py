@@ -9,14 +9,17 @@ from triton_kernels import _choice, _launch
 from triton_kernels._register import register
 
 
+def key(x: Tensor, dim: int) -> tuple[str, tuple[int, int]]:
+    """The row of the table and the sizes there: rows and columns."""
+    columns = x.shape[dim] if x.dim() else 1
+    inner = "last" if x.dim() == 0 or x.stride(dim) == 1 else "strided"
+    return f"{str(x.dtype).removeprefix('torch.')} {inner}", (x.numel() // columns if columns else 0, columns)
+
+
 def choose(x: Tensor, dim: int, backend: str) -> _choice.Choice:
     """The kernel of a softmax along `dim`."""
     if x.device.type == "cuda":
-        columns = x.shape[dim] if x.dim() else 1
-        rows = x.numel() // columns if columns else 0
-        inner = "last" if x.dim() == 0 or x.stride(dim) == 1 else "strided"
-        kind = f"{str(x.dtype).removeprefix('torch.')} {inner}"
-        return _choice.on_cuda("softmax", kind, (rows, columns), x.device, x.dtype, backend)
+        return _choice.on_cuda("softmax", *key(x, dim), x.device, x.dtype, backend)
     if backend == "triton" and _launch.INTERPRETED and x.dtype != torch.float64:
         return _choice.Choice("Triton", "in its interpreter, because TRITON_INTERPRET=1")
     return _choice.Choice("PyTorch", "torch's own kernel" + (", Triton needs CUDA" if backend == "triton" else ""))
