@@ -36,6 +36,30 @@ def render() -> str:
             "\n".join(["| | peak | parameters + optimizer state + activations | |", "|---|---|---|---|", *rows]),
             _machine(memory),
         ]
+    products = _load("matmul_cpu")
+    if products is not None:
+        names = ("ours", "torch", "ours compiled", "torch compiled", "jax")
+        rows = [
+            f"| {case} | "
+            + " | ".join(f"{row['sides'][name]['microseconds']:.0f}" for name in names)
+            + " | "
+            + " | ".join(f"{row['speed_of_the_best_other'][name]:.2f}" for name in ("ours", "ours compiled"))
+            + " |"
+            for case, row in products["results"].items()
+        ]
+        parts += [
+            "Float32 products on the CPU, microseconds a call from Python, and how fast we are beside the best other, "
+            "torch eager or JAX, torch compiled or JAX; m x k x n, n an operand as it lies, t a transposed one "
+            "(`benchmarks/matmul_cpu.py`):",
+            "\n".join(
+                [
+                    "| | fnn.ops | torch | fnn.ops compiled | torch compiled | JAX jit | eager | compiled |",
+                    "|---|" + "---|" * 7,
+                    *rows,
+                ]
+            ),
+            _machine(products)[:-1] + f", JAX {products['machine']['jax']}.",
+        ]
     return "\n\n".join(["## Results", *parts]) if parts else ""
 
 

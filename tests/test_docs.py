@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fnn
+import triton_kernels
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
@@ -46,8 +47,9 @@ def test_the_readmes_tables_are_what_the_benchmarks_wrote():
 
 
 def modules():
-    names = [module.name for module in pkgutil.walk_packages(fnn.__path__, "fnn.")]
-    return ["fnn", *names]
+    packages = (fnn, triton_kernels)
+    inner = [m.name for p in packages for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")]
+    return [*(p.__name__ for p in packages), *inner]
 
 
 @pytest.mark.parametrize("name", modules())

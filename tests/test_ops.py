@@ -1,5 +1,8 @@
 """fnn.ops: which kernel is chosen, that no choice changes a result, and that a training step goes through it."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.autograd.forward_ad as fwad
@@ -301,6 +304,40 @@ class TestErrors:
     def test_label_out_of_range(self, backend):
         with ops.use(backend), pytest.raises((ValueError, IndexError), match="4"):
             ops.cross_entropy(torch.ones(2, 3), torch.tensor([0, 4]))
+
+
+WITHOUT_TRITON = """
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *args: None if name.split(".")[0] == "triton" else find(name, *args)
+import torch
+from fnn import ops
+from triton_kernels import _choice, _launch
+
+assert not _launch.INSTALLED
+x = torch.randn(5, 3, requires_grad=True)
+for backend in ("auto", "triton", "torch"):
+    with ops.use(backend):
+        assert torch.allclose(ops.linear(x, torch.eye(3), activation="relu"), x.relu())
+        assert torch.allclose(ops.softmax(x), x.softmax(-1))
+        loss = ops.linear_cross_entropy(x, torch.eye(3), torch.tensor([0, 1, 2, 0, 1]))
+        torch.autograd.grad(loss, x)
+try:
+    _choice.on_cuda("softmax", "float32 last", (4, 4), torch.device("cuda"), torch.float32, "triton")
+except RuntimeError as error:
+    print(error)
+print(_choice.on_cuda("softmax", "float32 last", (4, 4), torch.device("cuda"), torch.float32, "auto"))
+"""
+
+
+def test_without_triton():
+    """Everything but the Triton kernels works where Triton cannot be installed, and says so."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_TRITON], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    error, choice = done.stdout.splitlines()
+    assert "Triton was asked for and is not installed" in error
+    assert choice == "PyTorch: Triton is not installed"
 
 
 def _transformer():

@@ -25,9 +25,8 @@ class use:
     Example:
         >>> from fnn import ops
         >>> with ops.use("torch"):
-        ...     y = ops.matmul(torch.ones(2, 3), torch.ones(3, 2))
-        >>> ops.explain(ops.matmul, torch.ones(2, 3), torch.ones(3, 2)).kernel
-        'MKL'
+        ...     print(ops.explain(ops.softmax, torch.ones(2, 3)))
+        PyTorch: fnn.ops.use("torch")
     """
 
     def __init__(self, backend: Backend) -> None:

@@ -95,7 +95,9 @@ def _gradients_reference(
         logits = logits + bias.unsqueeze(-2)
     rows = (grad_losses, grad_normalizers, logits, labels, normalizers)
     joined: Any = [value.flatten(0, x.dim() - 2) for value in rows]
-    grad = gradient_reference(*joined, ignore_index, label_smoothing, backend).reshape(logits.shape)
+    grad = gradient_reference(
+        *joined, ignore_index=ignore_index, label_smoothing=label_smoothing, backend=backend
+    ).reshape(logits.shape)
     grad_x = product(grad, weight, None, precision, None, backend) if needs[0] else x.new_zeros(0)
     grad_weight = product(grad.mT, x, None, precision, None, backend) if needs[1] else x.new_zeros(0)
     return grad_x, grad_weight, grad.sum(-2) if needs[2] else x.new_zeros(0)
@@ -132,11 +134,12 @@ def _vmap_gradients(op, in_dims, *inputs):
         found = op(*joined[:3], inputs[3], inputs[4], *joined[3:], needs, *options)
         return (found[0].unflatten(0, (size, -1)), *found[1:]), (0, None, None)
     size = next(x.shape[dim] for x, dim in zip(inputs, in_dims, strict=False) if dim is not None)
-    batched: Any = [
+    reference: Any = _gradients_reference
+    batched = [
         None if x is None else x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
         for x, dim in zip(inputs[:7], in_dims, strict=False)
     ]
-    found = _gradients_reference(*batched, needs, *options)
+    found = reference(*batched, needs, *options)
     return found, tuple(0 if need else None for need in needs)
 
 

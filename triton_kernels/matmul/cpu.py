@@ -74,7 +74,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | 
         out = product(a.to(wide), b.to(wide), None if bias is None else bias.to(wide), None)
         return out.to(out_dtype)
     if b.dim() == 2:
-        rows = a.reshape(-1, a.shape[-1])
+        rows = a.flatten(0, -2)
         if use_onednn(a, b):
             out = linear_pointwise(rows, b.t(), bias, "none", [], "")
         else:

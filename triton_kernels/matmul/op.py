@@ -38,7 +38,7 @@ def library(a, b, bias, out_dtype):
     if out_dtype not in (None, a.dtype):
         a, b, bias = a.to(out_dtype), b.to(out_dtype), None if bias is None else bias.to(out_dtype)
     if bias is not None and b.dim() == 2:
-        rows = torch.addmm(bias, a.reshape(-1, a.shape[-1]), b)
+        rows = torch.addmm(bias, a.flatten(0, -2), b)
         return rows.reshape(*a.shape[:-1], b.shape[1])
     out = torch.matmul(a, b).contiguous()
     return out if bias is None else out.add_(bias)
@@ -112,13 +112,13 @@ def gradients(a, b, grad, needs, precision, backend):
     """Of a, b and bias, where `needs` says so, from the gradient of a b + bias."""
     grad_a = grad_b = grad_bias = None
     if needs[2]:
-        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(a.dtype)
+        grad_bias = grad.flatten(0, -2).sum(0).to(a.dtype)
     grad = grad.to(a.dtype)
     if needs[0]:
         grad_a = product(grad, b.mT, None, precision, None, backend).sum_to_size(a.shape)
     if needs[1]:
         if b.dim() == 2:  # one product over all rows
-            a, grad = a.reshape(-1, a.shape[-1]), grad.reshape(-1, grad.shape[-1])
+            a, grad = a.flatten(0, -2), grad.flatten(0, -2)
         grad_b = product(a.mT, grad, None, precision, None, backend).sum_to_size(b.shape)
     return grad_a, grad_b, grad_bias
 
