@@ -3,7 +3,7 @@
 #   make train        the main job: LeNet on real digits      (ARGS="--model mlp --out out/mlp")
 #   make test         all tests                                (ARGS="-k name")
 #   make test-fast    the tests of the inner loop
-#   make matrix       every operator under every transform, compiled; writes docs/kernels.md
+#   make matrix       every operator under every transform, compiled; writes docs/matrix.md
 #   make lint         ruff and pyright
 #   make peers        an environment of their own for JAX, Optax and Flax (.peers)
 #   make golden       record the values that tests compare with from these peers
@@ -51,7 +51,7 @@ test-fast: $(READY)
 	$(RUN) -m pytest -m "not slow" $(ARGS)
 
 matrix: $(READY)
-	$(RUN) -m triton_kernels.matrix --write docs/kernels.md $(ARGS)
+	$(RUN) -m triton_kernels.matrix --write docs/matrix.md $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

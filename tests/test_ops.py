@@ -141,6 +141,31 @@ class TestWhatDifferentiates:
         compiled = torch.compile(lambda: f(ops.matmul, ops.linear), fullgraph=True)
         close(compiled(), f(torch.matmul, F.linear))
 
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_autocast(self, everything_is_ours, compiled):
+        def f(x, weight):
+            with torch.autocast("cpu", torch.bfloat16):
+                return ops.linear(x, weight)
+
+        f = torch.compile(f, fullgraph=True, backend="aot_eager") if compiled else f
+        assert f(torch.ones(2, 3), torch.ones(4, 3)).dtype == torch.bfloat16
+
+    @pytest.mark.slow
+    def test_sizes_that_change(self, everything_is_ours):
+        weight, bias = torch.randn(24, 6), torch.randn(24)
+
+        def f(x):
+            return (
+                ops.linear(x, weight, bias),
+                ops.matmul(x, x.mT),
+                grad(lambda w: ops.linear(x, w).sin().sum())(weight),
+            )
+
+        compiled = torch.compile(f, fullgraph=True, dynamic=True)
+        for batch in (3, 5, 40):
+            x = torch.randn(2, batch, 6)
+            close(compiled(x), f(x), rtol=1e-4, atol=1e-5)
+
 
 class TestUse:
     def test_context_and_default(self):

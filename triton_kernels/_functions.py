@@ -162,7 +162,7 @@ def linear_cross_entropy(
     check_linear(name, x, weight, bias)
     check_labels(name, x, labels, ignore_index, label_smoothing, reduction, features=True)
     _check.one_of(name, "backend", backend, BACKENDS)
-    rows = x.unsqueeze(0).flatten(0, -2)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     options = (ignore_index, float(label_smoothing), "default", backend)
     losses, _ = _linear_cross_entropy(rows, weight, bias, labels.reshape(-1), *options)
     return reduce(name, losses, labels, ignore_index, reduction).to(x.dtype)
@@ -186,7 +186,7 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> Choice:
     if function in (linear, linear_cross_entropy):
         x, weight, *_ = args
         fused = kwargs.get("activation") is not None
-        rows = x.unsqueeze(0).flatten(0, -2)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         return _matmul_choice.choose(rows, weight.mT, "default", None, backend, activated=fused)
     if function in (softmax, log_softmax):
         x, *dim = args

@@ -1,9 +1,14 @@
 """What the operators ask of Inductor."""
 
+from functools import cache
+
 import torch
 from torch._guards import TracingContext
+from torch.utils._python_dispatch import _disable_current_modes
 
-WRITES_MAY_OVERTAKE_READS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
+WRITES_MAY_OVERTAKE_READS = VERSION < (2, 13)
+ZEROS_MAY_HAVE_NO_MEMORY = VERSION < (2, 15)
 
 
 def tracing() -> bool:
@@ -21,3 +26,24 @@ def keep_writes_after_reads() -> None:
         from torch._inductor import config
 
         config.reorder_for_peak_memory = False
+
+
+@cache
+def give_zeros_memory() -> None:
+    """Where torch is older than 2.15, has Inductor make the zero tangents of forward mode in memory.
+
+    There its code reads them from a null pointer: forward mode over forward mode of a product with a constant, which
+    the mean of `cross_entropy` is, ends the process (https://github.com/pytorch/pytorch/issues/190856).
+    """
+    if ZEROS_MAY_HAVE_NO_MEMORY:
+        with _disable_current_modes():  # called while a graph is traced; what an import computes is not part of it
+            from torch._inductor import decomposition
+
+        zeros = torch.ops.aten._efficientzerotensor.default
+        if zeros not in decomposition.decompositions:
+            decomposition.register_decomposition([zeros])(_zeros)
+            decomposition.fast_random_decomps.cache_clear()
+
+
+def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return torch.zeros(size, dtype=dtype, device=device)

@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
-from triton_kernels._inductor import keep_writes_after_reads, tracing
+from triton_kernels._inductor import give_zeros_memory, keep_writes_after_reads, tracing
 
 LIBRARY = torch.library.Library("triton_kernels", "DEF")
 
@@ -58,6 +58,7 @@ def register(
     def traced(*inputs):
         if tracing():
             keep_writes_after_reads()
+            give_zeros_memory()
         return fake(*inputs)
 
     torch.library.register_fake(f"{library.ns}::{name}", traced, lib=library)

@@ -174,6 +174,8 @@ def _product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -
     """
     if setting.backend != "auto" or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return "operator" if setting.backend == "triton" else "torch"
+    if torch.is_autocast_enabled(a.device.type):  # it knows torch's functions
+        return "torch"
     if a.is_cuda:
         float32 = a.dtype == torch.float32 and precision != "default"
         ours = _tables.any_loaded() or (float32 and precision != choice.library_precision())

@@ -40,8 +40,9 @@ def install(op: Any) -> None:
         if len(b.get_size()) > 2:
             return with_bias(batched(a, b), bias)
         rows = a if not batch else lowering.view(a, [math.prod(batch) * m, k])
-        float32 = a.get_dtype() == torch.float32
-        if float32 and cpu.onednn_is_faster(math.prod(batch) * m, n, k, by_rows(rows), by_rows(b)):
+        sizes = known(rows.get_size()[0]), known(n), known(k)
+        faster = cpu.onednn_is_faster(*sizes, by_rows(rows), by_rows(b))
+        if faster and a.get_dtype() == torch.float32:
             weight = lowering.permute(b, [1, 0])
             out = onednn(ir.ExternKernel.require_contiguous(rows), weight, bias, "none", [], "")
         elif bias is None:
@@ -55,13 +56,17 @@ def install(op: Any) -> None:
         *b_batch, _, n = b.get_size()
         if k == 1:  # outer products, which fuse with what follows
             return lowering.lowerings[aten.mul.Tensor](a, b)
-        batch = list(torch.broadcast_shapes(a_batch, b_batch))
+        batch = list(lowering.broadcast_symbolic_shapes(a_batch, b_batch))
         a = lowering.view(lowering.expand(a, [*batch, m, k]), [math.prod(batch), m, k])
         b = lowering.view(lowering.expand(b, [*batch, k, n]), [math.prod(batch), k, n])
         return lowering.view(lowering.lowerings[aten.bmm.default](a, b), [*batch, m, n])
 
     def with_bias(out, bias):
         return out if bias is None else lowering.lowerings[aten.add.Tensor](out, bias)
+
+    def known(size) -> int:
+        """A size of a dynamic graph counts as 256, so that the choice does not depend on the first call's."""
+        return int(size) if getattr(size, "is_number", True) else 256
 
     def by_rows(x) -> bool:
         """Whether x lies in memory row by row, or will: what is not computed yet can be written so."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -112,15 +114,20 @@ def gradients(a, b, grad, needs, precision, backend):
     """Of a, b and bias, where `needs` says so, from the gradient of a b + bias."""
     grad_a = grad_b = grad_bias = None
     if needs[2]:
-        grad_bias = grad.flatten(0, -2).sum(0).to(a.dtype)
+        grad_bias = _rows(grad).sum(0).to(a.dtype)
     grad = grad.to(a.dtype)
     if needs[0]:
         grad_a = product(grad, b.mT, None, precision, None, backend).sum_to_size(a.shape)
     if needs[1]:
         if b.dim() == 2:  # one product over all rows
-            a, grad = a.flatten(0, -2), grad.flatten(0, -2)
+            a, grad = _rows(a), _rows(grad)
         grad_b = product(a.mT, grad, None, precision, None, backend).sum_to_size(b.shape)
     return grad_a, grad_b, grad_bias
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x (..., m, k) as (rows, k), where k may be 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 SCHEMA = "product(Tensor a, Tensor b, Tensor? bias, str precision, ScalarType? out_dtype, str backend) -> Tensor"
