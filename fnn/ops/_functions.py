@@ -31,11 +31,11 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "ieee", out_dtype: torch.dt
         torch.Size([2, 4])
     """
     kernel = _product_kernel(a, b, None, precision) if out_dtype is None else "operator"
+    if kernel == "onednn":
+        return cpu.onednn(a, b)
     if kernel == "operator":
         backend = "triton" if setting.backend == "triton" else "auto"
         return triton_kernels.matmul(a, b, precision=precision, out_dtype=out_dtype, backend=backend)
-    if kernel == "onednn":
-        return cpu.product(a, b, None, None)
     _functions.check_matmul(a, b, precision, out_dtype)
     if a.is_cuda and a.dtype == torch.float32 and precision != choice.library_precision():
         raise ValueError(
@@ -67,7 +67,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
             return triton_kernels.linear(x, weight, bias, activation=activation, backend=backend)
         out = triton_kernels.linear(x, weight, bias)
     else:
-        out = cpu.product(x, weight.mT, bias, None) if kernel == "onednn" else F.linear(x, weight, bias)
+        out = cpu.onednn(x, weight.mT, bias) if kernel == "onednn" else F.linear(x, weight, bias)
     return _activation.activate(out, activation)
 
 
@@ -174,17 +174,19 @@ def _product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -
     """
     if setting.backend != "auto" or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return "operator" if setting.backend == "triton" else "torch"
-    if torch.is_autocast_enabled(a.device.type):  # it knows torch's functions
-        return "torch"
     if a.is_cuda:
+        if torch.is_autocast_enabled("cuda"):  # it knows torch's functions
+            return "torch"
         float32 = a.dtype == torch.float32 and precision != "default"
         ours = _tables.any_loaded() or (float32 and precision != choice.library_precision())
         return "operator" if ours else "torch"
-    if a.dtype is not torch.float32 or b.dtype is not torch.float32 or cpu.RULE is None:
+    if cpu.RULE is None or a.dtype is not torch.float32 or b.dtype is not torch.float32:
+        return "torch"
+    if torch.is_autocast_enabled("cpu"):
         return "torch"
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:  # type: ignore[attr-defined]
         return "operator"
-    if b.dim() != 2 or not cpu.use_onednn(a, b):
+    if not cpu.use_onednn(a, b):
         return "torch"
     if forward_ad._current_level >= 0:
         return "operator"

@@ -46,25 +46,34 @@ def _processor_flags() -> frozenset[str]:
 
 
 RULE = _rule()
+SMALLEST = 2**15  # multiply-adds; no rule takes oneDNN for fewer
 
 
 def use_onednn(a: Tensor, b: Tensor) -> bool:
     """Whether a (..., m, k) @ b (k, n) is oneDNN's."""
-    if RULE is None or not a.is_cpu or a.dtype is not torch.float32 or b.dim() != 2:
+    if RULE is None or b.dim() != 2 or a.dtype is not torch.float32 or not a.is_cpu or a.dim() == 0:
         return False
     k, n = b.shape
-    if a.dim() == 0 or a.shape[-1] != k or k == 0:
+    if k == 0 or a.shape[-1] != k:
         return False
-    return onednn_is_faster(a.numel() // k, n, k, a.stride(-1) == 1, b.stride(-1) == 1)
+    multiply_adds = a.numel() * n
+    if multiply_adds < SMALLEST:
+        return False
+    return onednn_is_faster(multiply_adds, n, k, a.stride(-1) == 1, b.stride(-1) == 1)
 
 
-def onednn_is_faster(m: int, n: int, k: int, a_by_rows: bool, b_by_rows: bool) -> bool:
+def onednn_is_faster(multiply_adds: int, n: int, k: int, a_by_rows: bool, b_by_rows: bool) -> bool:
     """Whether oneDNN is the faster for float32; `by_rows` says that the rows of an operand are contiguous."""
     if RULE is None:
         return False
     if n % 16 and n < 64:  # MKL is slow on few, ragged columns
-        return a_by_rows and m * k >= (2**15 if b_by_rows else 2**16)
-    return m * n * k >= (RULE.long if k >= 512 else RULE.short) and (a_by_rows or n >= RULE.copied)
+        return a_by_rows and multiply_adds >= n * (2**15 if b_by_rows else 2**16)
+    return multiply_adds >= (RULE.long if k >= 512 else RULE.short) and (a_by_rows or n >= RULE.copied)
+
+
+def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a (..., m, k) @ b (k, n) + bias (n,) by oneDNN; it has no derivative."""
+    return linear_pointwise(a, b.t(), bias, "none", [], "")
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
@@ -73,12 +82,11 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | 
         wide = torch.promote_types(a.dtype, out_dtype)
         out = product(a.to(wide), b.to(wide), None if bias is None else bias.to(wide), None)
         return out.to(out_dtype)
+    if use_onednn(a, b):
+        return onednn(a, b, bias)
     if b.dim() == 2:
         rows = a.flatten(0, -2)
-        if use_onednn(a, b):
-            out = linear_pointwise(rows, b.t(), bias, "none", [], "")
-        else:
-            out = torch.mm(rows, b) if bias is None else torch.addmm(bias, rows, b)
+        out = torch.mm(rows, b) if bias is None else torch.addmm(bias, rows, b)
         return out.reshape(*a.shape[:-1], b.shape[1])
     out = torch.matmul(a, b).contiguous()
     return out if bias is None else out.add_(bias)

@@ -40,8 +40,8 @@ def install(op: Any) -> None:
         if len(b.get_size()) > 2:
             return with_bias(batched(a, b), bias)
         rows = a if not batch else lowering.view(a, [math.prod(batch) * m, k])
-        sizes = known(rows.get_size()[0]), known(n), known(k)
-        faster = cpu.onednn_is_faster(*sizes, by_rows(rows), by_rows(b))
+        multiply_adds = known(rows.get_size()[0]) * known(n) * known(k)
+        faster = cpu.onednn_is_faster(multiply_adds, known(n), known(k), by_rows(rows), by_rows(b))
         if faster and a.get_dtype() == torch.float32:
             weight = lowering.permute(b, [1, 0])
             out = onednn(ir.ExternKernel.require_contiguous(rows), weight, bias, "none", [], "")
