@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_kernels as kernels
-from triton_kernels.cross_entropy import linear as chunked
+from triton_kernels._cross_entropy import linear as chunked
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -9,11 +9,12 @@ import torch.autograd.forward_ad as fwad
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 import triton_kernels
 from fnn import losses, models, nn, ops, optim, random, train, tree
 from triton_kernels import _tables
-from triton_kernels.matmul import cpu
+from triton_kernels._matmul import cpu
 
 ZEN_5 = cpu.Rule(long=2**21, short=2**21, copied=256)
 
@@ -54,7 +55,7 @@ def test_every_function_equals_torch(backend, everything_is_ours):
 
 
 def test_linear_cross_entropy_goes_in_pieces_where_the_logits_are_many(monkeypatch):
-    from triton_kernels.cross_entropy import linear
+    from triton_kernels._cross_entropy import linear
 
     monkeypatch.setattr(linear, "CHUNK_BYTES", 256)
     calls = []
@@ -167,7 +168,112 @@ class TestWhatDifferentiates:
             close(compiled(x), f(x), rtol=1e-4, atol=1e-5)
 
 
+class TestLikeTorch:
+    """Where `F.linear` and `torch.matmul` work, ours do, whatever the sizes and the rule."""
+
+    @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_autocast_through_two_layers(self, everything_is_ours, backend, compiled):
+        net = nn.Sequential(nn.Linear(8), nn.relu, nn.Linear(3))
+        params, _ = net.init(random.key(0), torch.randn(2, 4))
+        labels = torch.tensor([0, 2])
+
+        def f(params, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = net(params, x)
+                loss = ops.linear_cross_entropy(y, torch.eye(3), labels)
+                return y, ops.matmul(y, torch.ones(3, 2)), loss
+
+        compute = torch.compile(f, fullgraph=True, backend="aot_eager") if compiled else f
+        with ops.use(backend):
+            assert {y.dtype for y in compute(params, torch.randn(2, 4))} == {torch.bfloat16}
+
+    def test_meta_tensors(self, everything_is_ours):
+        x, weight = torch.empty(2, 4, device="meta"), torch.empty(10, 4, device="meta")
+        assert ops.linear(x, weight).shape == (2, 10)
+        assert ops.matmul(x, weight.mT).is_meta
+        with pytest.raises(ValueError, match="one device.* on cpu .* on meta"):
+            ops.matmul(torch.ones(1024, 1024), torch.ones(1024, 1024, device="meta"))
+
+    def test_vectors(self, everything_is_ours):
+        x, weight = torch.randn(64), torch.randn(80, 64)
+        close(ops.linear(x, weight), F.linear(x, weight))
+        close(ops.matmul(x, weight.mT), x @ weight.mT)
+        close(ops.matmul(weight, x), weight @ x)
+
+    def test_tensors_that_are_not_plain(self, everything_is_ours):
+        eye, ones = torch.eye(64), torch.ones(64, 64)
+        assert torch.equal(ops.matmul(eye.to_sparse(), ones), ones)
+        assert torch.equal(ops.linear(eye.to_sparse_csr(), ones), ones)
+
+    def test_jit_trace(self, everything_is_ours):
+        traced = torch.jit.trace(lambda x, w: ops.linear(x, w), (torch.ones(4, 3), torch.ones(5, 3)))
+        assert torch.equal(traced(torch.ones(2, 3), torch.ones(5, 3)), torch.full((2, 5), 3.0))
+
+    def test_onednn_may_be_turned_off(self, everything_is_ours):
+        a = torch.ones(64, 64)
+        assert ops.explain(ops.matmul, a, a).kernel == "oneDNN"
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert ops.explain(ops.matmul, a, a).kernel != "oneDNN"
+
+    @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
+    @pytest.mark.parametrize("activation", [None, "relu"])
+    def test_operations_are_counted(self, everything_is_ours, backend, activation):
+        x, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
+        with ops.use(backend):
+            with FlopCounterMode(display=False) as forward, torch.no_grad():
+                ops.linear(x, weight, activation=activation)
+            with FlopCounterMode(display=False) as both:
+                ops.linear(x, weight, activation=activation).sum().backward()
+        assert (forward.get_total_flops(), both.get_total_flops()) == (120, 240)
+
+    @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
+    def test_labels_of_8_bits(self, backend):
+        """An ignore_index of -100 is 156 in 8 bits; class 156 counts all the same."""
+        labels, x = torch.tensor([156, 156, 3, 1], dtype=torch.uint8), torch.randn(4, 200)
+        with ops.use(backend):
+            for loss in (ops.cross_entropy, losses.cross_entropy):
+                close(loss(x, labels), F.cross_entropy(x, labels.long()))
+            close(ops.linear_cross_entropy(x, torch.eye(200), labels), F.cross_entropy(x, labels.long()))
+
+    @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
+    def test_the_mean_of_many_half_precision_losses(self, backend):
+        x, labels = torch.zeros(8000, 8, dtype=torch.float16), torch.ones(8000, dtype=torch.long)
+        x[:, 0] = 10
+        with ops.use(backend):
+            for loss in (ops.cross_entropy(x, labels), ops.linear_cross_entropy(x, torch.eye(8).half(), labels)):
+                assert loss.dtype == torch.float16
+                close(loss.float(), torch.tensor(10.0))
+
+    @pytest.mark.parametrize("backend", ["auto", "triton"])
+    def test_the_gradient_of_a_widened_product(self, backend):
+        """Of a float32 result the gradient may be out of half precision's range, and the product in it again."""
+        a = torch.ones(1, 4, dtype=torch.float16, requires_grad=True)
+        b = torch.full((4, 1), 1024.0, dtype=torch.float16)
+        with ops.use(backend):
+            (gradient,) = torch.autograd.grad(ops.matmul(a, b, out_dtype=torch.float32).sum() * 2.0**-26, a)
+        assert torch.equal(gradient, torch.full_like(a, 2.0**-16))
+
+    def test_gradients_of_transposed_logits(self):
+        logits, labels = torch.randn(1, 5, 6), torch.randint(5, (1, 6))
+
+        def f(x):
+            return grad(lambda x: ops.cross_entropy(x, labels))(x)
+
+        expected = grad(lambda x: F.cross_entropy(x, labels))(logits)
+        with ops.use("triton"):
+            close(torch.compile(f, fullgraph=True)(logits), expected)
+
+
 class TestUse:
+    def test_twice(self):
+        setting = ops.use("triton")
+        ops.use("auto")
+        for _ in range(2):
+            with setting:
+                assert "Triton needs CUDA" in ops.explain(ops.softmax, torch.ones(2)).reason
+            assert ops.explain(ops.softmax, torch.ones(2)).reason == "torch's own kernel"
+
     def test_context_and_default(self):
         x = torch.ones(2, 2)
         assert ops.explain(ops.softmax, x).reason == "torch's own kernel"
@@ -268,6 +374,18 @@ class TestChoice:
         with ops.use("triton"):
             assert "Triton needs CUDA" in ops.explain(getattr(ops, name), *arguments).reason
 
+    def test_what_torch_computes_is_not_explained_as_onednn(self, everything_is_ours):
+        a = torch.ones(64, 64)
+        assert ops.explain(ops.matmul, a, a).kernel == "oneDNN"
+        assert ops.explain(ops.matmul, a=a, b=a).kernel == "oneDNN"
+        assert ops.explain(ops.matmul, a, a[0]).kernel != "oneDNN"
+        assert ops.explain(ops.matmul, a, a, out_dtype=torch.float64).kernel != "oneDNN"
+        assert ops.explain(ops.linear, a.bfloat16(), a.bfloat16()).kernel == "PyTorch"
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ops.explain(ops.linear, a, a).kernel == "PyTorch"
+        with pytest.raises(ValueError, match="out_features, in_features"):
+            ops.explain(ops.linear, torch.ones(3, 4), torch.ones(5, 6))
+
     def test_of_something_else(self):
         with pytest.raises(ValueError, match="expected a function of fnn.ops"):
             ops.explain(torch.matmul, torch.ones(2, 2), torch.ones(2, 2))
@@ -302,6 +420,8 @@ class TestErrors:
                 "activation must be one of .*'relu'.*, got 'swish'",
             ),
             (lambda: ops.softmax(torch.ones(3).long()), TypeError, "x must be floating"),
+            (lambda: ops.softmax(torch.ones(3), None), TypeError, "dim must be an int, got None"),
+            (lambda: ops.linear_cross_entropy([1.0], torch.ones(1, 1), torch.ones(1)), TypeError, "x must be a tensor"),
             (lambda: ops.softmax(torch.ones(3), 1), IndexError, r"dim must be in \[-1, 1\)"),
             (
                 lambda: ops.cross_entropy(torch.ones(2, 3), torch.ones(3, dtype=torch.long)),

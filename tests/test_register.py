@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_kernels as kernels
 from triton_kernels import _register
+from triton_kernels._cross_entropy import linear as linear_cross_entropy
+from triton_kernels._cross_entropy import op as cross_entropy
+from triton_kernels._matmul import activated
+from triton_kernels._matmul import op as matmul
 from triton_kernels._register import register
-from triton_kernels.cross_entropy import linear as linear_cross_entropy
-from triton_kernels.cross_entropy import op as cross_entropy
-from triton_kernels.matmul import activated
-from triton_kernels.matmul import op as matmul
-from triton_kernels.softmax import op as softmax
+from triton_kernels._softmax import op as softmax
 
 PROBE = torch.library.Library("probe", "DEF")
 LABELS = torch.tensor([2, -100, 0])

@@ -108,7 +108,7 @@ def test_faster_means_by_more_than_noise_and_in_no_pass_slower(passes, expected)
      ({"0": 3.0, "1": 2.0, "library": 1.5}, False, "second")],
 )  # fmt: skip
 def test_the_entry_names_the_winner(monkeypatch, times, has_library, config):
-    from triton_kernels.matmul._configs import Config
+    from triton_kernels._matmul._configs import Config
 
     configs = {"first": Config("pointer", 64, 64, 32, 4, 3), "second": Config("pointer", 32, 32, 32, 4, 3)}
     timing = {name: _measure.Timing(value, value, value, False) for name, value in times.items()}

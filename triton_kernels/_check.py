@@ -1,6 +1,9 @@
 """What every operator asks of its operands."""
 
+import torch
 from torch import Tensor
+
+FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
 def floating(name: str, **operands: Tensor | None) -> None:
@@ -11,8 +14,10 @@ def floating(name: str, **operands: Tensor | None) -> None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: {argument} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: {argument} must be floating, got {described(tensor)}; use {argument}.float()")
+        if tensor.dtype not in FLOATING:
+            cure = "" if tensor.is_complex() or tensor.is_floating_point() else f"; use {argument}.float()"
+            dtypes = "floating (float32, float64, float16, bfloat16)"
+            raise TypeError(f"{name}: {argument} must be {dtypes}, got {described(tensor)}{cure}")
         if first is None:
             first = argument, tensor
         elif tensor.dtype != first[1].dtype:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triton_kernels import _launch, _tables
 
@@ -62,6 +63,11 @@ def table_names_triton(operation: str, kind: str, sizes: tuple[int, ...], index:
 
 # What torch.compiler.assume_constant_result does, without the second that importing the compiler takes.
 table_names_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def interpreted(x: Tensor, backend: str) -> bool:
+    """Whether a Triton kernel is to run on the CPU, in Triton's interpreter; float64 is the library's there too."""
+    return _launch.INTERPRETED and backend == "triton" and x.dtype != torch.float64
 
 
 def require_triton() -> None:

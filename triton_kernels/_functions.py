@@ -12,12 +12,12 @@ from torch import Tensor
 from triton_kernels import _check
 from triton_kernels._activation import ACTIVATIONS
 from triton_kernels._choice import BACKENDS, Choice
-from triton_kernels.cross_entropy import op as _cross_entropy
-from triton_kernels.cross_entropy.linear import linear_cross_entropy as _linear_cross_entropy
-from triton_kernels.matmul import choice as _matmul_choice
-from triton_kernels.matmul.activated import activated
-from triton_kernels.matmul.op import product
-from triton_kernels.softmax import op as _softmax
+from triton_kernels._cross_entropy import op as _cross_entropy
+from triton_kernels._cross_entropy.linear import linear_cross_entropy as _linear_cross_entropy
+from triton_kernels._matmul import choice as _matmul_choice
+from triton_kernels._matmul.activated import activated
+from triton_kernels._matmul.op import product
+from triton_kernels._softmax import op as _softmax
 
 PRECISIONS = ("ieee", "tf32", "bf16x3")
 REDUCTIONS = ("mean", "sum", "none")
@@ -200,10 +200,10 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> Choice:
 
 def check_matmul(a: Tensor, b: Tensor, precision: str, out_dtype: torch.dtype | None) -> None:
     """Raises unless `matmul` takes these arguments."""
-    if precision not in PRECISIONS:
+    if precision != "ieee":
         _check.one_of("matmul", "precision", precision, PRECISIONS)
-    if out_dtype is not None and not out_dtype.is_floating_point:
-        raise TypeError(f"matmul: out_dtype must be floating, got {out_dtype}")
+    if out_dtype is not None and out_dtype not in _check.FLOATING:
+        raise TypeError(f"matmul: out_dtype must be a floating torch.dtype, got {out_dtype!r}")
     if fits(a, b):  # the fast way: what follows only finds out what is wrong, or what broadcasts
         return
     _check.floating("matmul", a=a, b=b)
@@ -211,7 +211,8 @@ def check_matmul(a: Tensor, b: Tensor, precision: str, out_dtype: torch.dtype | 
     if a.dim() == 0 or b.dim() == 0:
         raise ValueError(f"matmul: a and b must have at least one dimension, {shapes}")
     if a.shape[-1] != b.shape[0 if b.dim() == 1 else -2]:
-        raise ValueError(f"matmul: the last dimension of a must be that of b before its last (b's only one), {shapes}")
+        which = "only" if b.dim() == 1 else "second-to-last"
+        raise ValueError(f"matmul: the last dimension of a must equal the {which} dimension of b, {shapes}")
     for left, right in zip(a.shape[:-2][::-1], b.shape[:-2][::-1], strict=False):
         if left != right and 1 not in (left, right):
             raise ValueError(f"matmul: batch dimensions must be equal or 1, {shapes}")
@@ -223,7 +224,7 @@ def fits(a: object, b: object) -> bool:
         isinstance(a, Tensor)
         and isinstance(b, Tensor)
         and a.dtype is b.dtype
-        and a.dtype.is_floating_point
+        and a.dtype in _check.FLOATING
         and a.device == b.device
         and a.dim() > 0
         and b.dim() == 2
@@ -253,6 +254,8 @@ def check_dim(name: str, x: Tensor, dim: int, backend: str = "auto") -> int:
     _check.floating(name, x=x)
     _check.one_of(name, "backend", backend, BACKENDS)
     dims = max(x.dim(), 1)
+    if not isinstance(dim, int):
+        raise TypeError(f"{name}: dim must be an int, got {dim!r}")
     if not -dims <= dim < dims:
         raise IndexError(f"{name}: dim must be in [{-dims}, {dims}) for x of shape {tuple(x.shape)}, got {dim}")
     return dim % dims
@@ -285,7 +288,8 @@ def check_labels(
         )
     if labels.device != logits.device:
         raise ValueError(f"{name}: labels are on {labels.device}, the rest is on {logits.device}")
-    if isinstance(label_smoothing, bool) or not 0 <= label_smoothing <= 1:
+    number = isinstance(label_smoothing, int | float) and not isinstance(label_smoothing, bool)
+    if not number or not 0 <= label_smoothing <= 1:
         raise ValueError(f"{name}: label_smoothing must be a number in [0, 1], got {label_smoothing!r}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"{name}: ignore_index must be an int, got {ignore_index!r}")
@@ -294,11 +298,12 @@ def check_labels(
 
 def reduce(name: str, losses: Tensor, labels: Tensor, ignore_index: int, reduction: str) -> Tensor:
     """The losses of all rows in the shape of labels, their sum, or their mean over the rows that count."""
+    losses = losses.to(torch.promote_types(losses.dtype, torch.float32))  # sums of half-precision numbers overflow
     if reduction == "none":
         return losses.reshape(labels.shape)
     if reduction == "sum":
         return losses.sum()
     if math.prod(labels.shape) == 0:
         raise ValueError(f"{name}: the mean of no rows (labels of shape {tuple(labels.shape)}) is undefined")
-    counted = (labels != ignore_index).sum()
+    counted = (labels.long() != ignore_index).sum()  # unsigned labels would wrap a negative ignore_index
     return losses.sum() / torch.where(counted == 0, 1, counted)

@@ -38,10 +38,10 @@ from torch.nn import functional as F
 
 from triton_kernels import _choice, _launch, _measure
 from triton_kernels._choice import Choice
+from triton_kernels._cross_entropy import op as cross_entropy
+from triton_kernels._matmul import choice as matmul
 from triton_kernels._measure import Timing, random_matrix
-from triton_kernels.cross_entropy import op as cross_entropy
-from triton_kernels.matmul import choice as matmul
-from triton_kernels.softmax import op as softmax
+from triton_kernels._softmax import op as softmax
 
 NOISE = 0.02  # a kernel counts as faster where it saves more than this share of the time
 FINALISTS = 3  # the configurations that a first look leaves, to be timed at length beside the library
@@ -201,8 +201,8 @@ def as_on_cuda(x: Tensor) -> Tensor:
 
 
 def _product(case: Case, device: torch.device, most: int) -> Problem:
-    from triton_kernels.matmul import _configs
-    from triton_kernels.matmul._launch import _Operands, product
+    from triton_kernels._matmul import _configs
+    from triton_kernels._matmul._launch import _Operands, product
 
     batch, m, n, k = case.sizes
     fused = case.operation == "linear"
@@ -245,7 +245,7 @@ def _product(case: Case, device: torch.device, most: int) -> Problem:
 
 
 def _softmax(case: Case, device: torch.device) -> Problem:
-    from triton_kernels.softmax import _launch
+    from triton_kernels._softmax import _launch
 
     rows, columns = case.sizes
     dim = 1 if case.layout == "last" else 0
@@ -283,7 +283,7 @@ def _softmax(case: Case, device: torch.device) -> Problem:
 
 
 def _cross_entropy(case: Case, device: torch.device) -> Problem:
-    from triton_kernels.cross_entropy import _launch
+    from triton_kernels._cross_entropy import _launch
 
     rows, columns = case.sizes
     sets = _measure.input_sets(rows * columns * case.dtype.itemsize, device)

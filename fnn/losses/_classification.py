@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fnn import ops
 from fnn.losses._reduction import Reduction, expanded, hidden, reduced
+from fnn.ops._functions import fused
 
 
 def cross_entropy(
@@ -39,7 +40,8 @@ def cross_entropy(
 
     A label out of range never gives a number. On the CPU it raises `ValueError`; where labels cannot be read
     (compiled, under `vmap`) or reading them would wait for the device (CUDA), the loss of that example is NaN and
-    so is its gradient. Raises `ValueError` too for shapes and options that do not fit.
+    so is its gradient (under `fnn.ops.use("triton")` the CPU raises there too). Raises `ValueError` too for shapes
+    and options that do not fit.
 
     Example:
         >>> from fnn import losses
@@ -58,7 +60,7 @@ def cross_entropy(
         raise ValueError(f"{name}: label_smoothing must be a number in [0, 1], got {label_smoothing!r}")
     examples = logits.shape[:axis] + logits.shape[axis + 1 :]
     counted = expanded(name, where, examples)
-    if not labels.is_floating_point() and weight is None and where is None and ops.fused(logits):
+    if not labels.is_floating_point() and weight is None and where is None and fused(logits):
         options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
         return ops.cross_entropy(logits, labels, **options, reduction=reduction)
     log_probs = ops.log_softmax(hidden(logits, counted, axis), axis)

@@ -6,7 +6,6 @@ computes the same bits in every run. `use` overrides it, `explain` says what it 
 
 from fnn.ops._explain import explain as explain
 from fnn.ops._functions import cross_entropy as cross_entropy
-from fnn.ops._functions import fused as fused
 from fnn.ops._functions import linear as linear
 from fnn.ops._functions import linear_cross_entropy as linear_cross_entropy
 from fnn.ops._functions import log_softmax as log_softmax

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,9 +12,12 @@ from torch.autograd import forward_ad
 import triton_kernels
 from fnn.ops._use import setting
 from triton_kernels import _activation, _choice, _functions, _tables
-from triton_kernels.cross_entropy import op as _cross_entropy
-from triton_kernels.matmul import choice, cpu
-from triton_kernels.softmax import op as _softmax
+from triton_kernels._cross_entropy import linear as _linear_cross_entropy
+from triton_kernels._cross_entropy import op as _cross_entropy
+from triton_kernels._matmul import choice, cpu
+from triton_kernels._softmax import op as _softmax
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
 def matmul(a: Tensor, b: Tensor, *, precision: str = "ieee", out_dtype: torch.dtype | None = None) -> Tensor:
@@ -30,19 +35,19 @@ def matmul(a: Tensor, b: Tensor, *, precision: str = "ieee", out_dtype: torch.dt
         >>> ops.matmul(torch.ones(2, 3), torch.ones(3, 4)).shape
         torch.Size([2, 4])
     """
-    kernel = _product_kernel(a, b, None, precision) if out_dtype is None else "operator"
+    a, b = autocast(a, b)
+    _functions.check_matmul(a, b, precision, out_dtype)
+    kernel = product_kernel(a, b, None, precision, out_dtype)
     if kernel == "onednn":
         return cpu.onednn(a, b)
     if kernel == "operator":
-        backend = "triton" if setting.backend == "triton" else "auto"
-        return triton_kernels.matmul(a, b, precision=precision, out_dtype=out_dtype, backend=backend)
-    _functions.check_matmul(a, b, precision, out_dtype)
+        return triton_kernels.matmul(a, b, precision=precision, out_dtype=out_dtype, backend=setting.backend)
     if a.is_cuda and a.dtype == torch.float32 and precision != choice.library_precision():
         raise ValueError(
             f'matmul: precision={precision!r} under fnn.ops.use("torch"), where torch computes in '
             f"{choice.library_precision()!r}; see torch.set_float32_matmul_precision"
         )
-    return torch.matmul(a, b)
+    return torch.matmul(a, b) if out_dtype is None else torch.matmul(a.to(out_dtype), b.to(out_dtype))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
@@ -59,15 +64,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
         >>> ops.linear(torch.tensor([[1.0, -1.0]]), torch.eye(2), activation="relu")
         tensor([[1., 0.]])
     """
+    x, weight, bias = autocast(x, weight, bias)
     _functions.check_linear("linear", x, weight, bias, activation)
-    kernel = _product_kernel(x, weight.mT, bias, "default")
-    if kernel == "operator":
-        backend = "triton" if setting.backend == "triton" else "auto"
-        if x.is_cuda or backend == "triton":
-            return triton_kernels.linear(x, weight, bias, activation=activation, backend=backend)
-        out = triton_kernels.linear(x, weight, bias)
+    kernel = product_kernel(x, weight.mT, bias, "default", None)
+    if kernel == "onednn":
+        out = cpu.onednn(x, weight.mT, bias)
+    elif kernel == "torch":
+        out = F.linear(x, weight, bias)
+    elif x.is_cuda or setting.backend == "triton":
+        return triton_kernels.linear(x, weight, bias, activation=activation, backend=setting.backend)
     else:
-        out = cpu.onednn(x, weight.mT, bias) if kernel == "onednn" else F.linear(x, weight, bias)
+        out = triton_kernels.linear(x, weight, bias)
     return _activation.activate(out, activation)
 
 
@@ -80,7 +87,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     dim = _functions.check_dim("softmax", x, dim)
-    if _softmax_is_ours(x, dim):
+    if softmax_is_ours(x, dim):
         return triton_kernels.softmax(x, dim, backend=setting.backend)
     return torch.softmax(x, dim)
 
@@ -94,7 +101,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
         tensor([-1.3863, -1.3863, -1.3863, -1.3863])
     """
     dim = _functions.check_dim("log_softmax", x, dim)
-    if _softmax_is_ours(x, dim):
+    if softmax_is_ours(x, dim):
         return triton_kernels.log_softmax(x, dim, backend=setting.backend)
     return torch.log_softmax(x, dim)
 
@@ -122,13 +129,17 @@ def cross_entropy(
         tensor(0.1269)
     """
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    if isinstance(logits, Tensor) and logits.dim() and fused(logits):
+    _functions.check_labels("cross_entropy", logits, labels, ignore_index, label_smoothing, reduction)
+    if fused(logits):
         return triton_kernels.cross_entropy(
             logits, labels, **options, reduction=reduction, backend=setting.backend
         )  # fmt: skip
-    _functions.check_labels("cross_entropy", logits, labels, ignore_index, label_smoothing, reduction)
-    losses = F.cross_entropy(logits, labels.long(), **options, reduction="none")
-    return _functions.reduce("cross_entropy", losses, labels, ignore_index, reduction)
+    try:
+        losses = F.cross_entropy(logits, labels.long(), **options, reduction="none")
+    except IndexError:  # of a label, which torch does not say
+        _cross_entropy.check_range(labels, ignore_index, logits.shape[min(1, logits.dim() - 1)])
+        raise
+    return _functions.reduce("cross_entropy", losses, labels, ignore_index, reduction).to(logits.dtype)
 
 
 def linear_cross_entropy(
@@ -153,45 +164,59 @@ def linear_cross_entropy(
         >>> ops.linear_cross_entropy(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
         tensor(0.3133)
     """
-    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
-    backend = setting.backend
-    if backend == "triton" or (backend == "auto" and _many_logits(x, weight)):
-        return triton_kernels.linear_cross_entropy(x, weight, labels, bias, **options, backend=backend)
     name = "linear_cross_entropy"
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+    x, weight, bias = autocast(x, weight, bias)
     _functions.check_linear(name, x, weight, bias)
     _functions.check_labels(name, x, labels, **options, features=True)
+    if in_pieces(x, weight):
+        return triton_kernels.linear_cross_entropy(x, weight, labels, bias, **options, backend=setting.backend)
     logits = linear(x, weight, bias).reshape(-1, weight.shape[0])
     loss = cross_entropy(logits, labels.reshape(-1), **options)
     return loss.reshape(labels.shape) if reduction == "none" else loss
 
 
-def _product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str) -> str:
+def product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str, out_dtype: torch.dtype | None) -> str:
     """What computes a (..., m, k) @ b (..., k, n): "operator", "torch", or "onednn" itself if nothing differentiates.
 
     An operator costs some microseconds of Python in eager mode, which a small product does not have; so there its rule
     is asked beforehand. A compiled graph pays nothing for it, and under a transform only the operator sees the sizes
     that count.
     """
-    if setting.backend != "auto" or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+    if setting.backend != "auto":
         return "operator" if setting.backend == "triton" else "torch"
     if a.is_cuda:
-        if torch.is_autocast_enabled("cuda"):  # it knows torch's functions
-            return "torch"
         float32 = a.dtype == torch.float32 and precision != "default"
         ours = _tables.any_loaded() or (float32 and precision != choice.library_precision())
         return "operator" if ours else "torch"
-    if cpu.RULE is None or a.dtype is not torch.float32 or b.dtype is not torch.float32:
+    if a.dtype is not torch.float32 or cpu.RULE is None or out_dtype not in (None, torch.float32):
         return "torch"
-    if torch.is_autocast_enabled("cpu"):
+    if a.layout is not torch.strided or b.layout is not torch.strided:
         return "torch"
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:  # type: ignore[attr-defined]
         return "operator"
-    if not cpu.use_onednn(a, b):
+    # Of a subclass, torch knows what to make.
+    if not cpu.use_onednn(a, b) or type(a) not in PLAIN or type(b) not in PLAIN or torch._C._is_tracing():
         return "torch"
     if forward_ad._current_level >= 0:
         return "operator"
     recorded = a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
     return "operator" if recorded and torch.is_grad_enabled() else "onednn"
+
+
+def autocast(*operands):
+    """The operands of a product as they are, or in the dtype in which `torch.autocast` has products computed."""
+    first = operands[0]
+    if not isinstance(first, Tensor) or first.device.type not in ("cpu", "cuda"):
+        return operands
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return operands
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in operands
+    )
 
 
 def fused(logits: Tensor) -> bool:
@@ -204,7 +229,8 @@ def fused(logits: Tensor) -> bool:
     return _choice.table_names_triton("cross_entropy", *key, logits.device.index)
 
 
-def _softmax_is_ours(x: Tensor, dim: int) -> bool:
+def softmax_is_ours(x: Tensor, dim: int) -> bool:
+    """Whether a softmax is one of our kernels here."""
     if setting.backend != "auto":
         return setting.backend == "triton"
     if not x.is_cuda or not _tables.any_loaded():
@@ -212,7 +238,9 @@ def _softmax_is_ours(x: Tensor, dim: int) -> bool:
     return _choice.table_names_triton("softmax", *_softmax.key(x, dim), x.device.index)
 
 
-def _many_logits(x: Tensor, weight: Tensor) -> bool:
-    from triton_kernels.cross_entropy.linear import CHUNK_BYTES
-
-    return x.dim() > 0 and x.numel() // max(x.shape[-1], 1) * weight.shape[0] * x.dtype.itemsize > CHUNK_BYTES
+def in_pieces(x: Tensor, weight: Tensor) -> bool:
+    """Whether a linear cross-entropy computes the logits of some rows at a time: where they would be many."""
+    if setting.backend != "auto":
+        return setting.backend == "triton"
+    rows = math.prod(x.shape[:-1])
+    return rows * weight.shape[0] * x.dtype.itemsize > _linear_cross_entropy.CHUNK_BYTES

@@ -20,7 +20,7 @@ class use:
 
     "auto": the faster one by the fixed rule. "triton": the Triton kernels on CUDA, whatever the rule says, and on the
     CPU the operators around them. "torch": plain torch functions. A compiled function reads it while it is traced,
-    and is traced again if it has changed.
+    and is traced again if it has changed. All threads of a process share the setting. It is no decorator.
 
     Example:
         >>> from fnn import ops
@@ -32,11 +32,11 @@ class use:
     def __init__(self, backend: Backend) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"use: backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-        self.before = setting.backend
+        self.backend, self.before = backend, setting.backend
         setting.backend = backend
 
     def __enter__(self) -> None:
-        pass
+        setting.backend = self.backend
 
     def __exit__(self, *_: object) -> None:
         setting.backend = self.before

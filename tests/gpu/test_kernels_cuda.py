@@ -10,7 +10,7 @@ import triton_kernels as kernels
 from fnn import losses, models, ops, optim, random, train, tree
 from triton_kernels import _launch, _measure, _tables, matrix
 from triton_kernels._activation import ACTIVATIONS, activate
-from triton_kernels.matmul._configs import Config
+from triton_kernels._matmul._configs import Config
 
 DEVICE = torch.device("cuda")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -143,7 +143,7 @@ def test_out_dtype_and_nothing_to_sum():
 
 @pytest.mark.parametrize("split_k", [2, 3, 8])
 def test_split_k_is_right_and_gives_the_same_bits(split_k):
-    from triton_kernels.matmul._launch import product
+    from triton_kernels._matmul._launch import product
 
     a, b, bias = (values(*shape, dtype=torch.bfloat16) for shape in ((20, 1003), (1003, 72), (72,)))
     config = Config("pointer", 32, 64, 64, 4, 3, split_k=split_k)
@@ -160,7 +160,7 @@ def test_split_k_is_right_and_gives_the_same_bits(split_k):
 @pytest.mark.parametrize("warp_specialize", [False, True])
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 def test_the_persistent_kernel_in_every_layout(layout, warp_specialize):
-    from triton_kernels.matmul._launch import product
+    from triton_kernels._matmul._launch import product
 
     m, n, k = 2056, 1544, 264  # more tiles than multiprocessors, ragged in all three, rows of 16 bytes
     a = _measure.random_matrix(1, m, k, torch.bfloat16, DEVICE, transposed=layout[0] == "t")
@@ -177,7 +177,7 @@ def test_the_persistent_kernel_in_every_layout(layout, warp_specialize):
 
 @hopper
 def test_the_persistent_kernel_refuses_what_the_copy_engine_cannot_fetch():
-    from triton_kernels.matmul._launch import product
+    from triton_kernels._matmul._launch import product
 
     config = Config("persistent", 128, 128, 64, 4, 3, warp_specialize=True)
     with pytest.raises(ValueError, match="16-byte aligned"):

@@ -10,9 +10,9 @@ import torch
 import triton
 from compiler import hopper
 
-from triton_kernels.matmul._configs import BF16X3, CONFIGS, HALF, IEEE, TF32, Config, candidates, choose, shared_memory
-from triton_kernels.matmul._hopper import persistent_matmul_kernel
-from triton_kernels.matmul._kernel import matmul_kernel, sum_split_k_kernel
+from triton_kernels._matmul._configs import BF16X3, CONFIGS, HALF, IEEE, TF32, Config, candidates, choose, shared_memory
+from triton_kernels._matmul._hopper import persistent_matmul_kernel
+from triton_kernels._matmul._kernel import matmul_kernel, sum_split_k_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 KINDS = {

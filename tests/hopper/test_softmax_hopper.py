@@ -10,9 +10,9 @@ import torch
 import triton
 from compiler import hopper
 
-from triton_kernels.cross_entropy import _kernel as cross_entropy_kernels
-from triton_kernels.softmax import _configs
-from triton_kernels.softmax import _kernel as softmax_kernels
+from triton_kernels._cross_entropy import _kernel as cross_entropy_kernels
+from triton_kernels._softmax import _configs
+from triton_kernels._softmax import _kernel as softmax_kernels
 
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

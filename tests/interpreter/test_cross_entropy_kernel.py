@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import _round_to_nearest, assert_as_good_as_torch, laid_out  # noqa: F401
 
-from triton_kernels.cross_entropy._launch import cross_entropy, cross_entropy_backward
-from triton_kernels.softmax import _configs
+from triton_kernels._cross_entropy._launch import cross_entropy, cross_entropy_backward
+from triton_kernels._softmax import _configs
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:All-NaN slice:RuntimeWarning")
 

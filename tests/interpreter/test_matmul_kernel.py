@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from triton_kernels._activation import ACTIVATIONS
-from triton_kernels.matmul import _launch
-from triton_kernels.matmul._configs import Config
-from triton_kernels.matmul._launch import coalesce, configuration, product
+from triton_kernels._matmul import _launch
+from triton_kernels._matmul._configs import Config
+from triton_kernels._matmul._launch import coalesce, configuration, product
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies

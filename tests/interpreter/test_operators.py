@@ -90,9 +90,9 @@ def test_half_precision(name, dtype):
 
 def test_the_kernels_are_what_runs(monkeypatch):
     """Each operator reaches Triton's kernel here, so the tests above are about it."""
-    from triton_kernels.cross_entropy import _launch as cross_entropy
-    from triton_kernels.matmul import _launch as matmul
-    from triton_kernels.softmax import _launch as softmax
+    from triton_kernels._cross_entropy import _launch as cross_entropy
+    from triton_kernels._matmul import _launch as matmul
+    from triton_kernels._softmax import _launch as softmax
 
     assert _launch.INTERPRETED
     for module, kernel, name in (

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import _round_to_nearest, assert_as_good_as_torch, laid_out  # noqa: F401
 
-from triton_kernels.softmax import _configs
-from triton_kernels.softmax._launch import softmax, softmax_backward
+from triton_kernels._softmax import _configs
+from triton_kernels._softmax._launch import softmax, softmax_backward
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:All-NaN slice:RuntimeWarning")
 

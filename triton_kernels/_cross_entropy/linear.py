@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_kernels._register import register
-from triton_kernels.cross_entropy.op import (
+from triton_kernels._cross_entropy.op import (
     both,
     cross_entropy,
     empty_losses,
@@ -24,8 +23,9 @@ from triton_kernels.cross_entropy.op import (
     vmap_rule,
     wide,
 )
-from triton_kernels.matmul import op as matmul
-from triton_kernels.matmul.op import product
+from triton_kernels._matmul import op as matmul
+from triton_kernels._matmul.op import product
+from triton_kernels._register import register
 
 CHUNK_BYTES = 2**26  # of logits in memory at a time; each chunk has at least CHUNK_ROWS rows
 CHUNK_ROWS = 128

@@ -6,8 +6,8 @@
 import triton
 import triton.language as tl
 
-from triton_kernels.matmul._epilogue import store_tile
-from triton_kernels.matmul._kernel import tile_of
+from triton_kernels._matmul._epilogue import store_tile
+from triton_kernels._matmul._kernel import tile_of
 
 # Triton 3.6 cannot specialise warps over a tile that is cut: there, gelu and tanh of a large tile spill registers.
 CAN_HALVE = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7))

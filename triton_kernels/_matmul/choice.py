@@ -9,7 +9,7 @@ from torch import Tensor
 
 from triton_kernels import _choice, _launch
 from triton_kernels._choice import Choice
-from triton_kernels.matmul import cpu
+from triton_kernels._matmul import cpu
 
 
 def choose(
@@ -18,11 +18,12 @@ def choose(
     """The kernel of a (..., m, k) @ b (..., k, n), followed by an activation or not."""
     if a.device.type == "cuda":
         return on_cuda(a, b, precision, out_dtype, backend, activated=activated)
-    if backend == "triton" and _launch.INTERPRETED and a.dtype != torch.float64:
+    if _choice.interpreted(a, backend):
         return Choice("Triton", "in its interpreter, because TRITON_INTERPRET=1")
-    if a.device.type == "cpu" and cpu.use_onednn(a, b):
+    if out_dtype in (None, a.dtype) and cpu.use_onednn(a, b):
         return Choice("oneDNN", "float32 of this size and layout is faster there on this AMD processor")
-    library = "MKL" if a.device.type == "cpu" and torch.backends.mkl.is_available() else "PyTorch"
+    mkl = a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkl.is_available()
+    library = "MKL" if mkl else "PyTorch"
     return Choice(library, "torch's own product" + (", Triton needs CUDA" if backend == "triton" else ""))
 
 
@@ -48,7 +49,7 @@ def on_cuda(
 def kind(a: Tensor, b: Tensor, precision: str) -> str:
     """The row of the table: dtype, precision, which operands are transposed, as BLAS names them, and "tma" where the
     copy engine can fetch both, which the persistent kernels need."""
-    from triton_kernels.matmul._launch import fit_tma
+    from triton_kernels._matmul._launch import fit_tma
 
     dtype = str(a.dtype).removeprefix("torch.")
     dtype += f" {precision}" if a.dtype == torch.float32 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triton_kernels import _choice, _launch
+from triton_kernels import _choice
 from triton_kernels._register import register
 
 
@@ -20,14 +20,14 @@ def choose(x: Tensor, dim: int, backend: str) -> _choice.Choice:
     """The kernel of a softmax along `dim`."""
     if x.device.type == "cuda":
         return _choice.on_cuda("softmax", *key(x, dim), x.device, x.dtype, backend)
-    if backend == "triton" and _launch.INTERPRETED and x.dtype != torch.float64:
+    if _choice.interpreted(x, backend):
         return _choice.Choice("Triton", "in its interpreter, because TRITON_INTERPRET=1")
     return _choice.Choice("PyTorch", "torch's own kernel" + (", Triton needs CUDA" if backend == "triton" else ""))
 
 
 def _kernel(x, dim, log, backend):
     if choose(x, dim, backend).triton:
-        from triton_kernels.softmax._launch import softmax as launch
+        from triton_kernels._softmax._launch import softmax as launch
 
         return launch(x, dim, log=log)
     return (torch.log_softmax(x, dim) if log else torch.softmax(x, dim)).contiguous()
@@ -35,7 +35,7 @@ def _kernel(x, dim, log, backend):
 
 def _backward_kernel(grad, output, dim, log, backend):
     if choose(output, dim, backend).triton:
-        from triton_kernels.softmax._launch import softmax_backward as launch
+        from triton_kernels._softmax._launch import softmax_backward as launch
 
         return launch(grad, output, dim, log=log)
     gradient = torch.ops.aten._log_softmax_backward_data if log else torch.ops.aten._softmax_backward_data

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from triton_kernels import _launch
+from triton_kernels import _choice
 from triton_kernels._activation import activate
+from triton_kernels._matmul import op as plain
+from triton_kernels._matmul.choice import on_cuda, resolved
+from triton_kernels._matmul.op import product
 from triton_kernels._register import register
-from triton_kernels.matmul import op as plain
-from triton_kernels.matmul.choice import on_cuda, resolved
-from triton_kernels.matmul.op import product
 
 
 def _pair_reference(a, b, bias, activation, precision, backend):
@@ -30,8 +30,8 @@ def _reference(a, b, bias, activation, precision, backend):
 
 
 def _triton(a, b, bias, activation, precision, preactivation, config=None) -> Any:
-    from triton_kernels.matmul._configs import Config
-    from triton_kernels.matmul._launch import product as launch
+    from triton_kernels._matmul._configs import Config
+    from triton_kernels._matmul._launch import product as launch
 
     return launch(
         a,
@@ -49,14 +49,14 @@ def _shape(a, b):
 
 
 def _cpu_pair(a, b, bias, activation, precision, backend):
-    if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
+    if _choice.interpreted(a, backend):
         return _triton(a, b, bias, activation, precision, True)
     before: Any = plain.cpu_kernel(a, b, bias, precision, None, backend)
     return activate(before, activation), before
 
 
 def _cpu(a, b, bias, activation, precision, backend):
-    if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
+    if _choice.interpreted(a, backend):
         return _triton(a, b, bias, activation, precision, False)
     return _cpu_pair(a, b, bias, activation, precision, backend)[0]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triton_kernels import _choice, _launch
+from triton_kernels import _choice
 from triton_kernels._register import register
 
 
@@ -25,7 +25,7 @@ def choose(logits: Tensor, backend: str) -> _choice.Choice:
     """The kernel of the cross-entropy of logits (rows, classes)."""
     if logits.device.type == "cuda":
         return _choice.on_cuda("cross_entropy", *key(logits), logits.device, logits.dtype, backend)
-    if backend == "triton" and _launch.INTERPRETED and logits.dtype != torch.float64:
+    if _choice.interpreted(logits, backend):
         return _choice.Choice("Triton", "in its interpreter, because TRITON_INTERPRET=1")
     return _choice.Choice("PyTorch", "torch's own kernels" + (", Triton needs CUDA" if backend == "triton" else ""))
 
@@ -72,7 +72,8 @@ def _read(labels, ignore_index, classes):
     return counted, torch.where(counted & ~wrong, labels, 0), wrong
 
 
-def _check_labels(labels, ignore_index, classes):
+def check_range(labels, ignore_index, classes):
+    """Raises unless each label is a class or ignored."""
     wrong = _read(labels, ignore_index, classes)[2]
     if bool(wrong.any()):
         shown = labels[wrong]
@@ -84,9 +85,9 @@ def _check_labels(labels, ignore_index, classes):
 
 def kernel(logits, labels, ignore_index, label_smoothing, backend):
     if logits.device.type == "cpu":
-        _check_labels(labels, ignore_index, logits.shape[1])
+        check_range(labels, ignore_index, logits.shape[1])
     if choose(logits, backend).triton:
-        from triton_kernels.cross_entropy._launch import cross_entropy as launch
+        from triton_kernels._cross_entropy._launch import cross_entropy as launch
 
         return launch(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing)
     logits = logits.to(wide(logits.dtype))
@@ -100,11 +101,11 @@ def kernel(logits, labels, ignore_index, label_smoothing, backend):
 def gradient_kernel(grad_losses, grad_normalizers, logits, labels, normalizers, ignore_index, label_smoothing, backend):
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     if choose(logits, backend).triton:
-        from triton_kernels.cross_entropy._launch import cross_entropy_backward as launch
+        from triton_kernels._cross_entropy._launch import cross_entropy_backward as launch
 
         return launch(grad_losses, grad_normalizers[:, 1], logits, labels, normalizers, **options)
     inputs = (grad_losses, grad_normalizers, logits, labels, normalizers)
-    return gradient_reference(*inputs, **options, backend=backend)
+    return gradient_reference(*inputs, **options, backend=backend).contiguous()
 
 
 def empty_losses(of):

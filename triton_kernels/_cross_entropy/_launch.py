@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from triton_kernels._launch import needs_64_bit
-from triton_kernels.softmax import _configs
+from triton_kernels._softmax import _configs
 
 
 def cross_entropy(
@@ -23,7 +23,7 @@ def cross_entropy(
     normalizers = torch.empty(rows, 2, dtype=torch.float32, device=logits.device)
     if not rows:
         return losses, normalizers
-    from triton_kernels.cross_entropy._kernel import cross_entropy_kernel
+    from triton_kernels._cross_entropy._kernel import cross_entropy_kernel
 
     config = _configs.reduction(
         1,
@@ -74,7 +74,7 @@ def cross_entropy_backward(
     result = torch.empty_like(logits, memory_format=torch.contiguous_format) if out is None else out
     if not logits.numel():
         return result
-    from triton_kernels.cross_entropy._kernel import cross_entropy_backward_kernel
+    from triton_kernels._cross_entropy._kernel import cross_entropy_backward_kernel
 
     along_columns = _along_columns(logits, result)
     config = _configs.elementwise(rows, columns, along_columns=along_columns, itemsize=logits.element_size())

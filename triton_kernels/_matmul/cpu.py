@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
+linear_pointwise = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
 class Rule(NamedTuple):
@@ -51,7 +51,7 @@ SMALLEST = 2**15  # multiply-adds; no rule takes oneDNN for fewer
 
 def use_onednn(a: Tensor, b: Tensor) -> bool:
     """Whether a (..., m, k) @ b (k, n) is oneDNN's."""
-    if RULE is None or b.dim() != 2 or a.dtype is not torch.float32 or not a.is_cpu or a.dim() == 0:
+    if RULE is None or b.dim() != 2 or a.dtype is not torch.float32 or not a.is_cpu or a.dim() < 2:
         return False
     k, n = b.shape
     if k == 0 or a.shape[-1] != k:
@@ -59,7 +59,8 @@ def use_onednn(a: Tensor, b: Tensor) -> bool:
     multiply_adds = a.numel() * n
     if multiply_adds < SMALLEST:
         return False
-    return onednn_is_faster(multiply_adds, n, k, a.stride(-1) == 1, b.stride(-1) == 1)
+    faster = onednn_is_faster(multiply_adds, n, k, a.stride(-1) == 1, b.stride(-1) == 1)
+    return faster and bool(torch.backends.mkldnn.enabled)
 
 
 def onednn_is_faster(multiply_adds: int, n: int, k: int, a_by_rows: bool, b_by_rows: bool) -> bool:
@@ -73,7 +74,7 @@ def onednn_is_faster(multiply_adds: int, n: int, k: int, a_by_rows: bool, b_by_r
 
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (..., m, k) @ b (k, n) + bias (n,) by oneDNN; it has no derivative."""
-    return linear_pointwise(a, b.t(), bias, "none", [], "")
+    return linear_pointwise(a, b.t(), bias, "none", [], "")  # type: ignore[misc]
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from triton_kernels.softmax._kernel import accumulate, block_indices, combine
+from triton_kernels._softmax._kernel import accumulate, block_indices, combine
 
 
 @triton.jit

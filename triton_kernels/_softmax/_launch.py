@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from triton_kernels._launch import needs_64_bit
-from triton_kernels.softmax import _configs
+from triton_kernels._softmax import _configs
 
 OUTER_DIMS = 3  # what the kernel takes beside rows and columns; further ones are looped over here
 SHORT_ROW_TILE = 512  # values that rows and columns should have together for a program to be worth its launch
@@ -20,7 +20,7 @@ def softmax(x: Tensor, dim: int, *, log: bool = False) -> Tensor:
     """
     output = torch.empty_like(x, memory_format=torch.contiguous_format)
     if x.numel():
-        from triton_kernels.softmax._kernel import softmax_kernel
+        from triton_kernels._softmax._kernel import softmax_kernel
 
         _launch(softmax_kernel, [x], output, dim, log)
     return output
@@ -33,7 +33,7 @@ def softmax_backward(grad: Tensor, output: Tensor, dim: int, *, log: bool = Fals
     """
     result = torch.empty_like(output, memory_format=torch.contiguous_format)
     if output.numel():
-        from triton_kernels.softmax._kernel import softmax_backward_kernel
+        from triton_kernels._softmax._kernel import softmax_backward_kernel
 
         _launch(softmax_backward_kernel, [grad, output], result, dim, log)
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triton_kernels._launch import INTERPRETED, needs_64_bit
-from triton_kernels.matmul._configs import Config, choose
+from triton_kernels._matmul._configs import Config, choose
 
 MAX_PROGRAMS = 2**31 - 1  # in the first dimension of a grid; the others hold only 65535
 BATCH_DIMS = 3  # that the kernel steps through by itself
@@ -141,7 +141,7 @@ def _launch_pointer(
     precision: str,
     config: Config,
 ) -> None:
-    from triton_kernels.matmul._kernel import matmul_kernel, sum_split_k_kernel
+    from triton_kernels._matmul._kernel import matmul_kernel, sum_split_k_kernel
 
     m, n, k = operands.m, operands.n, operands.k
     stride_bias = bias.stride(0) if bias is not None else 0
@@ -250,7 +250,7 @@ def _launch_persistent(
         )
     import triton
 
-    from triton_kernels.matmul._hopper import persistent_matmul_kernel
+    from triton_kernels._matmul._hopper import persistent_matmul_kernel
 
     m, n = operands.m, operands.n
     a, b = operands.a, operands.b

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from triton_kernels import _launch
+from triton_kernels import _choice
 from triton_kernels._inductor import tracing
+from triton_kernels._matmul import cpu, inductor
+from triton_kernels._matmul.choice import on_cuda, resolved
 from triton_kernels._register import register
-from triton_kernels.matmul import cpu, inductor
-from triton_kernels.matmul.choice import on_cuda, resolved
 
 
 def cpu_kernel(a, b, bias, precision, out_dtype, backend):
-    if _launch.INTERPRETED and backend == "triton" and a.dtype != torch.float64:
+    if _choice.interpreted(a, backend):
         return _triton(a, b, bias, precision, out_dtype)
     return cpu.product(a, b, bias, out_dtype)
 
@@ -28,8 +28,8 @@ def cuda_kernel(a, b, bias, precision, out_dtype, backend):
 
 
 def _triton(a, b, bias, precision, out_dtype, config=None):
-    from triton_kernels.matmul._configs import Config
-    from triton_kernels.matmul._launch import product as launch
+    from triton_kernels._matmul._configs import Config
+    from triton_kernels._matmul._launch import product as launch
 
     config = Config(**config) if config else None
     return launch(a, b, bias, precision=resolved(precision), out_dtype=out_dtype, config=config)
@@ -115,13 +115,14 @@ def gradients(a, b, grad, needs, precision, backend):
     grad_a = grad_b = grad_bias = None
     if needs[2]:
         grad_bias = _rows(grad).sum(0).to(a.dtype)
-    grad = grad.to(a.dtype)
+    wide = torch.promote_types(grad.dtype, a.dtype)  # of a float32 result, a half-precision gradient might overflow
+    dtype, a, b, grad = a.dtype, a.to(wide), b.to(wide), grad.to(wide)
     if needs[0]:
-        grad_a = product(grad, b.mT, None, precision, None, backend).sum_to_size(a.shape)
+        grad_a = product(grad, b.mT, None, precision, None, backend).sum_to_size(a.shape).to(dtype)
     if needs[1]:
         if b.dim() == 2:  # one product over all rows
             a, grad = _rows(a), _rows(grad)
-        grad_b = product(a.mT, grad, None, precision, None, backend).sum_to_size(b.shape)
+        grad_b = product(a.mT, grad, None, precision, None, backend).sum_to_size(b.shape).to(dtype)
     return grad_a, grad_b, grad_bias
 
 

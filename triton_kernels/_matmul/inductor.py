@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from triton_kernels import _launch
-from triton_kernels.matmul import cpu
+from triton_kernels._matmul import cpu
 
 aten = torch.ops.aten
 

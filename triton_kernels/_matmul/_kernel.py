@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from triton_kernels.matmul._epilogue import activate, store_tile
+from triton_kernels._matmul._epilogue import activate, store_tile
 
 
 @triton.jit
