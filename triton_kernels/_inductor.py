@@ -12,7 +12,7 @@ ZEROS_MAY_HAVE_NO_MEMORY = VERSION < (2, 15)
 
 
 def tracing() -> bool:
-    """Whether a compiler traces; `torch.compiler.is_compiling()` tells those that are traced, not those that help."""
+    """Whether a graph is being traced. `torch.compiler.is_compiling()` says so only to the traced function itself."""
     return TracingContext.try_get() is not None
 
 

@@ -206,11 +206,10 @@ def product_kernel(a: Tensor, b: Tensor, bias: Tensor | None, precision: str, ou
 
 def autocast(*operands):
     """The operands of a product as they are, or in the dtype in which `torch.autocast` has products computed."""
-    first = operands[0]
-    if not isinstance(first, Tensor) or first.device.type not in ("cpu", "cuda"):
+    if not torch._C._is_any_autocast_enabled() or not isinstance(operands[0], Tensor):
         return operands
-    device = first.device.type
-    if not torch.is_autocast_enabled(device):
+    device = operands[0].device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return operands
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -31,7 +31,7 @@ def _rule() -> Rule | None:
         return None
     if "avx_vnni" in flags:  # Zen 5: full-width AVX-512, which MKL does not use on AMD
         return Rule(long=2**21, short=2**21, copied=256)
-    return Rule(long=2**22, short=2**24, copied=1024)  # Zen 4: double-pumped, both are near the peak
+    return Rule(long=2**22, short=2**24, copied=2048)  # Zen 4: double-pumped, both are near the peak
 
 
 def _processor_flags() -> frozenset[str]:
