@@ -41,8 +41,7 @@ def install(op: Any) -> None:
             return with_bias(batched(a, b), bias)
         rows = a if not batch else lowering.view(a, [math.prod(batch) * m, k])
         multiply_adds = known(rows.get_size()[0]) * known(n) * known(k)
-        row_major = by_rows(rows) or known(n) >= 1024  # the copy that Inductor writes costs less than oneDNN's
-        faster = cpu.onednn_is_faster(multiply_adds, known(n), known(k), row_major, by_rows(b))
+        faster = cpu.onednn_is_faster(multiply_adds, known(n), known(k), by_rows(rows), by_rows(b))
         if faster and a.get_dtype() == torch.float32:
             weight = lowering.permute(b, [1, 0])
             out = onednn(ir.ExternKernel.require_contiguous(rows), weight, bias, "none", [], "")

@@ -122,7 +122,11 @@ def gradients(a, b, grad, needs, precision, backend):
     if needs[1]:
         if b.dim() == 2:  # one product over all rows
             a, grad = _rows(a), _rows(grad)
-        grad_b = product(a.mT, grad, None, precision, None, backend).sum_to_size(b.shape).to(dtype)
+        if b.stride(-2) == 1:  # a transposed weight, whose gradient is best laid out as the weight is
+            grad_b = product(grad.mT, a, None, precision, None, backend).mT
+        else:
+            grad_b = product(a.mT, grad, None, precision, None, backend)
+        grad_b = grad_b.sum_to_size(b.shape).to(dtype)
     return grad_a, grad_b, grad_bias
 
 
