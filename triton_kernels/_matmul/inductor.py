@@ -27,6 +27,9 @@ def install(op: Any) -> None:
         from torch._inductor import lowering as inductor_lowering
     lowering: Any = inductor_lowering  # its functions take less narrow types than they say
 
+    # Inductor's cache does not know what a lowering depends on: another rule must not find this one's graphs.
+    torch.compiler.config.cache_key_tag += f" {op.name()}: {cpu.RULE}"
+
     onednn = lowering.fallback_handler(cpu.linear_pointwise, add_to_fallback_set=False)
     opaque = lowering.fallback_handler(op, add_to_fallback_set=False)
 
