@@ -1,5 +1,6 @@
 """fnn.ops: which kernel is chosen, that no choice changes a result, and that a training step goes through it."""
 
+import importlib
 import subprocess
 import sys
 
@@ -219,6 +220,7 @@ class TestLikeTorch:
     @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
     @pytest.mark.parametrize("activation", [None, "relu"])
     def test_operations_are_counted(self, everything_is_ours, backend, activation):
+        importlib.import_module("triton_kernels.flops")
         x, weight = torch.randn(4, 3), torch.randn(5, 3, requires_grad=True)
         with ops.use(backend):
             with FlopCounterMode(display=False) as forward, torch.no_grad():

@@ -5,7 +5,6 @@ measured on the card and leaves the rest to the library, or `"triton"`, which al
 On the CPU both take the fastest library call (and, in a process with TRITON_INTERPRET=1, `"triton"` the interpreter).
 """
 
-from triton_kernels import _flops as _flops
 from triton_kernels._choice import Choice as Choice
 from triton_kernels._functions import cross_entropy as cross_entropy
 from triton_kernels._functions import explain as explain

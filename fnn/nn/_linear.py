@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fnn import ops, random
+from fnn.nn._inference import inferring
 from fnn.nn._layer import Layer, Params, Shapes, State, check_bias, expect, layer, parameter_dtype
 from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
 
@@ -43,7 +44,10 @@ class Linear(Layer):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        return ops.linear(x, *expect(self, params, self._shapes(x))), state
+        operands = expect(self, params, self._shapes(x))
+        if inferring() and not x.is_floating_point():  # shapes are known, though only floating values can be multiplied
+            x = x.to(operands[0].dtype)
+        return ops.linear(x, *operands), state
 
     def _shapes(self, x: Tensor) -> Shapes:
         shapes: Shapes = {"weight": (self.out_features, x.shape[-1])}

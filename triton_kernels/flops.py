@@ -1,4 +1,7 @@
-"""How many operations the operators are, for `torch.utils.flop_counter.FlopCounterMode`."""
+"""How many operations the operators are, for `torch.utils.flop_counter.FlopCounterMode`.
+
+Import this module before counting. It is not imported with the package, because torch's counter imports Triton.
+"""
 
 import math
 
