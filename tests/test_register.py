@@ -54,14 +54,14 @@ CE_OPTIONS = [-100, 0.1]
 OPERATORS = [
     Operator(
         matmul.product,
-        _parts(matmul.cpu_kernel, matmul._fake, matmul.vmap_rule),
+        _parts(matmul.kernel, matmul._fake, matmul.vmap_rule),
         [(2, 3), (3, 2), (2,)],
         ["ieee", None, "triton"],
         matmul.ProductRule,
     ),
     Operator(
         activated.activated_pair,
-        _parts(activated._cpu_pair, activated._fake_pair, activated._vmap_pair),
+        _parts(activated._pair_kernel, activated._fake_pair, activated._vmap_pair),
         [(2, 3), (3, 2), (2,)],
         ["gelu", "default", "triton"],
         activated.PairRule,
@@ -69,7 +69,7 @@ OPERATORS = [
     ),
     Operator(
         activated.activated,
-        _parts(activated._cpu, activated._fake, activated._vmap),
+        _parts(activated._kernel, activated._fake, activated._vmap),
         [(2, 3), (3, 2), (2,)],
         ["gelu", "default", "triton"],
     ),

@@ -42,8 +42,7 @@ def _chunks(x: Tensor, weight: Tensor):
 
 
 def _logits(x, weight, bias, precision, backend):
-    compute = matmul.cuda_kernel if x.device.type == "cuda" else matmul.cpu_kernel
-    return compute(x, weight.mT, bias, precision, None, backend)
+    return matmul.kernel(x, weight.mT, bias, precision, None, backend)
 
 
 def _forward(x, weight, bias, labels, ignore_index, label_smoothing, precision, backend):
@@ -59,7 +58,6 @@ def _gradients(
     needs, ignore_index, label_smoothing, precision, backend,
 ):  # fmt: skip
     """The gradients of x, weight and bias where `needs` says so; the others are empty."""
-    compute = matmul.cuda_kernel if x.device.type == "cuda" else matmul.cpu_kernel
     sums = wide(x.dtype)  # over chunks: in the operands' dtype each addition would round
     grad_x = x.new_empty(x.shape if needs[0] else 0)
     grad_weight = weight.new_zeros(weight.shape if needs[1] else 0, dtype=sums)
@@ -72,9 +70,9 @@ def _gradients(
         )  # fmt: skip
         del logits
         if needs[0]:
-            grad_x[rows] = compute(grad, weight, None, precision, None, backend)
+            grad_x[rows] = matmul.kernel(grad, weight, None, precision, None, backend)
         if needs[1]:
-            grad_weight += compute(grad.mT, x[rows], None, precision, sums, backend)
+            grad_weight += matmul.kernel(grad.mT, x[rows], None, precision, sums, backend)
         if needs[2]:
             grad_bias += grad.sum(0, dtype=sums)
     return grad_x, grad_weight.to(x.dtype), grad_bias.to(x.dtype)

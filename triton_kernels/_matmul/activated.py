@@ -8,14 +8,14 @@ followed by an activation, because there every term is a product of its own.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-from triton_kernels import _choice
 from triton_kernels._activation import activate
 from triton_kernels._matmul import op as plain
-from triton_kernels._matmul.choice import on_cuda, resolved
+from triton_kernels._matmul.choice import choose, resolved
 from triton_kernels._matmul.op import product
 from triton_kernels._register import register
 
@@ -29,51 +29,25 @@ def _reference(a, b, bias, activation, precision, backend):
     return _pair_reference(a, b, bias, activation, precision, backend)[0]
 
 
-def _triton(a, b, bias, activation, precision, preactivation, config=None) -> Any:
-    from triton_kernels._matmul._configs import Config
-    from triton_kernels._matmul._launch import product as launch
+def _kernel(a, b, bias, activation, precision, backend, pair=False) -> Any:
+    choice = choose(a, b, precision, None, backend, activated=True)
+    if choice.triton:
+        from triton_kernels._matmul._configs import Config
+        from triton_kernels._matmul._launch import product as launch
 
-    return launch(
-        a,
-        b,
-        bias,
-        activation=activation,
-        preactivation=preactivation,
-        precision=resolved(precision),
-        config=Config(**config) if config else None,
-    )
+        config = Config(**choice.config) if choice.config else None
+        options = {"activation": activation, "preactivation": pair, "precision": resolved(precision)}
+        return launch(a, b, bias, **options, config=config)
+    before = plain.by_library(choice, a, b, bias)
+    out = activate(before, activation)
+    return (out, before) if pair else out
+
+
+_pair_kernel = functools.partial(_kernel, pair=True)
 
 
 def _shape(a, b):
     return (*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-
-
-def _cpu_pair(a, b, bias, activation, precision, backend):
-    if _choice.interpreted(a, backend):
-        return _triton(a, b, bias, activation, precision, True)
-    before: Any = plain.cpu_kernel(a, b, bias, precision, None, backend)
-    return activate(before, activation), before
-
-
-def _cpu(a, b, bias, activation, precision, backend):
-    if _choice.interpreted(a, backend):
-        return _triton(a, b, bias, activation, precision, False)
-    return _cpu_pair(a, b, bias, activation, precision, backend)[0]
-
-
-def _cuda_pair(a, b, bias, activation, precision, backend):
-    choice = on_cuda(a, b, precision, None, backend, activated=True)
-    if choice.triton:
-        return _triton(a, b, bias, activation, precision, True, choice.config)
-    before = plain.library(a, b, bias, None)
-    return activate(before, activation), before
-
-
-def _cuda(a, b, bias, activation, precision, backend):
-    choice = on_cuda(a, b, precision, None, backend, activated=True)
-    if choice.triton:
-        return _triton(a, b, bias, activation, precision, False, choice.config)
-    return activate(plain.library(a, b, bias, None), activation)
 
 
 def _fake(a, b, bias, activation, precision, backend):
@@ -124,8 +98,8 @@ class PairRule:
 INPUTS = "(Tensor a, Tensor b, Tensor? bias, str activation, str precision, str backend)"
 activated_pair = register(
     f"activated_pair{INPUTS} -> (Tensor, Tensor)",
-    cpu=_cpu_pair,
-    cuda=_cuda_pair,
+    cpu=_pair_kernel,
+    cuda=_pair_kernel,
     fake=_fake_pair,
     vmap=_vmap_pair,
     rule=PairRule,
@@ -133,8 +107,8 @@ activated_pair = register(
 )
 activated = register(
     f"activated{INPUTS} -> Tensor",
-    cpu=_cpu,
-    cuda=_cuda,
+    cpu=_kernel,
+    cuda=_kernel,
     fake=_fake,
     vmap=_vmap,
     differentiated=lambda *inputs: activated_pair(*inputs)[0],

@@ -77,19 +77,3 @@ def onednn_is_faster(multiply_adds: int, n: int, k: int, a_by_rows: bool, b_by_r
 def onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (..., m, k) @ b (k, n) + bias (n,) by oneDNN; it has no derivative."""
     return linear_pointwise(a, b.t(), bias, "none", [], "")  # type: ignore[misc]
-
-
-def product(a: Tensor, b: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-    """a (..., m, k) @ b (..., k, n) + bias (n,), contiguous."""
-    if out_dtype not in (None, a.dtype):
-        wide = torch.promote_types(a.dtype, out_dtype)
-        out = product(a.to(wide), b.to(wide), None if bias is None else bias.to(wide), None)
-        return out.to(out_dtype)
-    if use_onednn(a, b):
-        return onednn(a, b, bias)
-    if b.dim() == 2:
-        rows = a.flatten(0, -2)
-        out = torch.mm(rows, b) if bias is None else torch.addmm(bias, rows, b)
-        return out.reshape(*a.shape[:-1], b.shape[1])
-    out = torch.matmul(a, b).contiguous()
-    return out if bias is None else out.add_(bias)

@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from triton_kernels import _choice
 from triton_kernels._inductor import tracing
 from triton_kernels._matmul import cpu, inductor
-from triton_kernels._matmul.choice import on_cuda, resolved
+from triton_kernels._matmul.choice import choose, resolved
 from triton_kernels._register import register
 
 
-def cpu_kernel(a, b, bias, precision, out_dtype, backend):
-    if _choice.interpreted(a, backend):
-        return _triton(a, b, bias, precision, out_dtype)
-    return cpu.product(a, b, bias, out_dtype)
-
-
-def cuda_kernel(a, b, bias, precision, out_dtype, backend):
-    choice = on_cuda(a, b, precision, out_dtype, backend)
+def kernel(a, b, bias, precision, out_dtype, backend) -> Any:
+    """What `choose` says, on either device."""
+    choice = choose(a, b, precision, out_dtype, backend)
     if choice.triton:
-        return _triton(a, b, bias, precision, out_dtype, choice.config)
-    return library(a, b, bias, out_dtype)
+        from triton_kernels._matmul._configs import Config
+        from triton_kernels._matmul._launch import product as launch
 
-
-def _triton(a, b, bias, precision, out_dtype, config=None):
-    from triton_kernels._matmul._configs import Config
-    from triton_kernels._matmul._launch import product as launch
-
-    config = Config(**config) if config else None
-    return launch(a, b, bias, precision=resolved(precision), out_dtype=out_dtype, config=config)
-
-
-def library(a, b, bias, out_dtype):
-    """cuBLAS through torch."""
+        config = Config(**choice.config) if choice.config else None
+        return launch(a, b, bias, precision=resolved(precision), out_dtype=out_dtype, config=config)
     if out_dtype not in (None, a.dtype):
-        a, b, bias = a.to(out_dtype), b.to(out_dtype), None if bias is None else bias.to(out_dtype)
-    if bias is not None and b.dim() == 2:
-        rows = torch.addmm(bias, a.flatten(0, -2), b)
-        return rows.reshape(*a.shape[:-1], b.shape[1])
+        wide = torch.promote_types(a.dtype, out_dtype)
+        bias = None if bias is None else bias.to(wide)
+        return kernel(a.to(wide), b.to(wide), bias, precision, None, backend).to(out_dtype)
+    return by_library(choice, a, b, bias)
+
+
+def by_library(choice, a, b, bias):
+    """a b + bias, contiguous, by the library that was chosen."""
+    if choice.kernel == "oneDNN":
+        return cpu.onednn(a, b, bias)
+    if b.dim() == 2:
+        rows = a.flatten(0, -2)
+        out = torch.mm(rows, b) if bias is None else torch.addmm(bias, rows, b)
+        return out.reshape(*a.shape[:-1], b.shape[1])
     out = torch.matmul(a, b).contiguous()
     return out if bias is None else out.add_(bias)
 
@@ -136,4 +132,4 @@ def _rows(x: Tensor) -> Tensor:
 
 
 SCHEMA = "product(Tensor a, Tensor b, Tensor? bias, str precision, ScalarType? out_dtype, str backend) -> Tensor"
-product = register(SCHEMA, cpu=cpu_kernel, cuda=cuda_kernel, fake=_fake, vmap=vmap_rule, rule=ProductRule)
+product = register(SCHEMA, cpu=kernel, cuda=kernel, fake=_fake, vmap=vmap_rule, rule=ProductRule)
