@@ -1,0 +1,1 @@
+"""Derivatives of pure functions: gradients, Jacobians, Hessians, kernels, operators, with one vocabulary."""
