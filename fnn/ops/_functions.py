@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import triton_kernels
+from fnn.ops import _taps
 from fnn.ops._use import setting
 from triton_kernels import _activation, _choice, _functions, _tables
 from triton_kernels._cross_entropy import linear as _linear_cross_entropy
@@ -64,6 +65,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
         >>> ops.linear(torch.tensor([[1.0, -1.0]]), torch.eye(2), activation="relu")
         tensor([[1., 0.]])
     """
+    if _taps.recorders:
+        return _activation.activate(_taps.linear(linear, x, weight, bias), activation)
     x, weight, bias = autocast(x, weight, bias)
     _functions.check_linear("linear", x, weight, bias, activation)
     kernel = product_kernel(x, weight.mT, bias, "default", None)
