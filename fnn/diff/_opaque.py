@@ -1,0 +1,101 @@
+"""Python functions that a compiled program calls without Dynamo looking into them.
+
+Dynamo calls only functions that it knows beforehand, with tensors and constants. So a function is put into a table
+while the program is traced, and its number there is such a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnn import tree
+
+_functions: list[Any] = []
+
+
+def in_graph(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Of `call(functions, args, kwargs)` a function that works in compiled programs too.
+
+    `functions` is a tuple of objects that the program has from outside; args and kwargs are trees of tensors, numbers
+    and strings; the result is a tree of tensors.
+    """
+
+    def traced(number: int, args: Any, kwargs: Any) -> Any:
+        return call(_functions[number], args, kwargs)
+
+    def dispatch(functions: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return call(functions, args, kwargs)
+        for function in functions:
+            id(function)  # of this Dynamo makes a guard: another function compiles anew
+        # Adding zero makes a plain constant of one that Dynamo would want to guard.
+        number = _functions_defined_outside_the_compiled_function(*functions) + 0
+        return torch._dynamo.nonstrict_trace(traced)(number, args, kwargs)
+
+    return dispatch
+
+
+# Dynamo quotes this name where it finds no object, as for a function that closes over a variable of the program.
+def _functions_defined_outside_the_compiled_function(*functions: Any) -> int:
+    for number, known in enumerate(_functions):
+        if len(known) == len(functions) and all(a is b for a, b in zip(known, functions, strict=True)):
+            return number
+    _functions.append(functions)
+    return len(_functions) - 1
+
+
+_functions_defined_outside_the_compiled_function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def held(value: Any) -> Any:
+    """`value` in a function, which Dynamo takes for a constant on every torch; `holds` takes it out."""
+    if torch.compiler.is_compiling():
+        return value
+
+    def holder() -> None: ...
+
+    holder.value = value  # type: ignore[attr-defined]
+    holder.is_holder = True  # type: ignore[attr-defined]
+    return holder
+
+
+def release(holder: Any) -> Any:
+    """The inverse of `held`."""
+    return holder.value if getattr(holder, "is_holder", False) else holder
+
+
+def check_closures(name: str, *functions: Any) -> None:
+    """Raise `ValueError` where a function closes over a tensor that is differentiated or batched."""
+    for variable, value in _closed_over(functions, set()):
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)  # type: ignore[attr-defined]
+        if wrapped or (value.requires_grad and torch.is_grad_enabled()):
+            raise ValueError(
+                f"{name}: the function closes over {variable!r}, which is being differentiated or batched, and its "
+                f"derivative with respect to that would be lost; pass {variable!r} as an argument"
+            )
+
+
+def _closed_over(functions: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of the tensors in closures, through functions in closures."""
+    for function in functions:
+        function = getattr(function, "func", function)  # of functools.partial
+        function = getattr(function, "__wrapped__", function)
+        if id(function) in seen or getattr(function, "__closure__", None) is None:
+            continue
+        seen.add(id(function))
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # a variable without a value yet
+                continue
+            if isinstance(value, torch.nn.Module):
+                value = list(value.parameters())
+            for leaf in tree.leaves(value):
+                if isinstance(leaf, Tensor):
+                    yield variable, leaf
+                elif callable(leaf):
+                    yield from _closed_over((leaf,), seen)
