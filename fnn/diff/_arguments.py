@@ -6,9 +6,11 @@ written once, for a function of one tree, and its result has the structure of `a
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fnn import tree
@@ -27,6 +29,21 @@ def check_function(name: str, f: Any) -> None:
             f"{name}: the function is already compiled, and a compiled function cannot be differentiated to every "
             f"order; compile the outside instead: torch.compile(fnn.{name}(f)), not fnn.{name}(torch.compile(f))"
         )
+
+
+def own_code(derivative: Any) -> Callable[..., Any]:
+    """The function around a code object of its own, so that compiled derivatives do not share the compiler's cache.
+
+    Dynamo allows eight recompiles for a code object: without this the ninth function whose gradient is compiled
+    would fail, and functions of other shapes would be compiled for all shapes.
+    """
+    if torch.compiler.is_compiling():  # a part of that function's code
+        return derivative
+    own = types.FunctionType(
+        derivative.__code__.replace(), derivative.__globals__, derivative.__name__, None, derivative.__closure__
+    )
+    own.__qualname__ = derivative.__qualname__
+    return own
 
 
 def at(
@@ -68,8 +85,8 @@ def check_differentiable(name: str, value: Any, where: str) -> None:
         which = f"leaf {path!r} of {where}" if path else where
         if isinstance(leaf, Tensor):
             raise TypeError(
-                f"{name}: {which} is {leaf.dtype}, and only floating-point tensors have derivatives; choose other "
-                "arguments with argnums, split the tree with fnn.tree.partition, or convert it with .float()"
+                f"{name}: {which} is {leaf.dtype}, and only floating-point tensors have derivatives; leave it out, by "
+                "argnums, fnn.tree.partition or a function that closes over it, or convert it with .float()"
             )
         cure = "; torch.tensor makes one of a number" if isinstance(leaf, int | float | complex) else ""
         raise TypeError(f"{name}: {which} is {type(leaf).__name__}, expected a floating-point tensor{cure}")
@@ -86,9 +103,9 @@ def check_tensors(name: str, value: Any, where: str = "the output") -> None:
 
 
 def split_aux(name: str, output: Any, has_aux: bool) -> tuple[Any, Any]:
-    """An output as `(output, aux)`; `aux` is None without `has_aux`."""
+    """An output as `(output, aux)`; `aux` is () without `has_aux`."""
     if not has_aux:
-        return output, None
+        return output, ()
     if not isinstance(output, tuple) or len(output) != 2:
         found = f"a tuple of {len(output)}" if isinstance(output, tuple) else type(output).__name__
         raise TypeError(f"{name}: with has_aux=True the function must return (output, aux), got {found}")

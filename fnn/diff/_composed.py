@@ -1,0 +1,139 @@
+"""Operators that torch differentiates wrongly or not at all in nested transforms, as compositions of others.
+
+Measured on torch 2.11 to 2.15, against finite differences: a reverse pass over `jvp`, and `vmap` of a pullback inside
+a derivative, are wrong for layer norm, batch norm and instance norm, whose formulas take the mean and the deviation
+for constants; before 2.15 a reverse pass over `jvp` is wrong for solve, det and slogdet. Fused attention has neither
+a forward nor a second derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def by_operators() -> Iterator[None]:
+    """A context in which every function consists of operators that have right derivatives of every order."""
+    with sdpa_kernel(SDPBackend.MATH), _Composed():
+        yield
+
+
+def through(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """The call that a mode passes on."""
+    if func is Tensor.unflatten:  # Dynamo cannot trace this method under a mode
+        return torch.unflatten(*args, **kwargs)
+    return func(*args, **kwargs)
+
+
+class _Composed(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _NORMS:
+            return _NORMS[func](func, *args, **kwargs)
+        if func in _LINALG and kwargs.get("out") is None:
+            return _LINALG[func](*args, **kwargs)
+        return through(func, args, kwargs)
+
+
+def _layer_norm(
+    _: Any, input: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    *__: Any, **___: Any,
+) -> Tensor:  # fmt: skip
+    out = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _batch_norm(
+    func: Any, input: Tensor, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not training:
+        scale = torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
+        return _scaled(input, scale, -running_mean * scale if bias is None else bias - running_mean * scale)
+    if running_mean is not None:
+        func(input, running_mean, running_var, weight, bias, training, momentum, eps)  # it updates the averages
+    return _scaled(_normalized(input, (0, *range(2, input.dim())), eps), weight, bias)
+
+
+def _instance_norm(
+    func: Any, input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return _batch_norm(func, input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None:
+        func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    return _scaled(_normalized(input, tuple(range(2, input.dim())), eps), weight, bias)
+
+
+def _normalized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # as torch computes it
+    centred = wide - wide.mean(dims, keepdim=True)
+    return (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(x.dtype)
+
+
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """With the weight and bias of each channel, axis 1."""
+    channels = (-1, *[1] * (x.dim() - 2))
+    x = x if weight is None else x * weight.reshape(channels)
+    return x if bias is None else x + bias.reshape(channels)
+
+
+def _solve(A: Tensor, B: Tensor, *, left: bool = True, out: None = None) -> Tensor:
+    vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
+    solution = torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B.unsqueeze(-1) if vector else B, left=left)
+    return solution.squeeze(-1) if vector else solution
+
+
+class _SignLog(NamedTuple):
+    """The fields of torch's result, in both spellings of it."""
+
+    sign: Tensor
+    logabsdet: Tensor
+
+
+def _slogdet(A: Tensor, *, out: None = None) -> _SignLog:
+    diagonal, parity = _pivots(A)
+    return _SignLog(parity * diagonal.sgn().prod(-1), diagonal.abs().log().sum(-1))
+
+
+def _det(A: Tensor, *, out: None = None) -> Tensor:
+    diagonal, parity = _pivots(A)
+    return parity * diagonal.prod(-1)
+
+
+def _logdet(A: Tensor) -> Tensor:
+    sign, log = _slogdet(A)
+    return log + sign.log()
+
+
+def _pivots(A: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal of U in A = P L U, and the determinant of P."""
+    factors, pivots = torch.linalg.lu_factor(A)
+    places = torch.arange(1, A.shape[-1] + 1, device=A.device)
+    return factors.diagonal(dim1=-2, dim2=-1), (1 - 2 * ((pivots != places).sum(-1) % 2)).to(A.dtype)
+
+
+_NORMS: dict[Any, Callable[..., Any]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+}
+_LINALG: dict[Any, Callable[..., Any]] = {}
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15):
+    _LINALG = {torch.linalg.solve: _solve} | {
+        func: run
+        for run, name in ((_det, "det"), (_slogdet, "slogdet"), (_logdet, "logdet"))
+        for func in (getattr(torch, name), getattr(Tensor, name), getattr(torch.linalg, name, None))
+        if func is not None
+    }

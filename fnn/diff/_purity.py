@@ -1,0 +1,163 @@
+"""What a transform asks of the function it differentiates: no hidden randomness, no writes, no control flow on values.
+
+The outermost transform checks, once a call: in eager mode by what changed (the state of torch's generators, the
+versions of the arguments), which costs microseconds; while compiling by the functions that are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fnn import tree
+
+_CURE = "draw with fnn.random from a key that the function takes as an argument, or use fnn.nn.Dropout with a key"
+
+
+def call(name: str, run: Callable[..., Any], *values: Any) -> Any:
+    """`run(*values)`, where `run` calls the user's function, with the errors of functions that are not pure."""
+    if torch.compiler.is_compiling():
+        return _traced_call(name, run, *values)
+    if get_interpreter_stack():
+        return run(*values)
+    tensors = [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor) and not leaf.is_inference()]
+    versions = [leaf._version for leaf in tensors]
+    states = _generator_states()
+    try:
+        result = run(*values)
+    except RuntimeError as error:
+        if (message := _explanation(str(error))) is None:
+            raise
+        raise RuntimeError(f"{name}: {message}") from error
+    if any(not torch.equal(old, new) for old, new in zip(states, _generator_states(), strict=True)):
+        # Another thread may have drawn, so the function is run again to see whether it does.
+        with _RefuseRandomOperators(name):
+            run(*values)
+    for leaf, version in zip(tensors, versions, strict=True):
+        if leaf._version != version:
+            path = next(path for path, other in tree.paths(values).items() if other is leaf)
+            raise RuntimeError(
+                f"{name}: the function wrote into its argument {path!r} in place, and a transform may call it more "
+                "than once; write x = x + 1, not x += 1 or x.add_(1), or clone the argument first"
+            )
+    return result
+
+
+_traced_depth = 0  # of the transforms that are being compiled; Dynamo does not show the stack of torch's
+
+
+def _traced_call(name: str, run: Callable[..., Any], *values: Any) -> Any:
+    global _traced_depth
+    outermost = _traced_depth == 0
+    _traced_depth += 1
+    try:
+        if not outermost:
+            return run(*values)
+        with _RefuseRandomFunctions(name):
+            return run(*values)
+    finally:
+        _traced_depth -= 1
+
+
+def attention_by_operators() -> Any:
+    """A context in which attention is computed by operators that have every derivative.
+
+    The fused kernels of `scaled_dot_product_attention` have neither forward-mode nor second derivatives on the CPU.
+    """
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def is_nested() -> bool:
+    """Whether a transform that differentiates is already active around this call."""
+    if torch.compiler.is_compiling():
+        return _traced_depth > 1
+    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in get_interpreter_stack() or ())
+
+
+def _explanation(message: str) -> str | None:
+    """A cure for an error of torch's about functions that transforms do not take, or None."""
+    if "data-dependent control flow" in message or "vmap: It looks like you're calling .item()" in message:
+        return (
+            "the function branches on the values of its tensors or calls .item(), which cannot be done for all rows "
+            "at once; choose between values with torch.where or between functions with torch.cond"
+        )
+    if "aten::nonzero" in message or "dynamic shape" in message:
+        return (
+            "the size of an intermediate value depends on the values of tensors (nonzero, boolean masks, unique); "
+            "keep all entries and set those not wanted to zero with torch.where"
+        )
+    if "would mutate a captured Tensor" in message or "is being used in an in-place operation" in message:
+        return (
+            "the function writes in place into an argument or into a tensor from outside; return the new value "
+            "(through has_aux=True) and write x = x + 1, not x += 1 or x.add_(1)"
+        )
+    if "inplace arithmetic" in message:
+        return (
+            "the function writes rows that differ into a tensor made without them; build it with torch.stack, "
+            "torch.cat or torch.where, or make it by x.new_zeros(...) of a differentiated x"
+        )
+    if "called random operation while in randomness error mode" in message:
+        return f"the function draws from torch's global generator, which no key controls; {_CURE}"
+    return None
+
+
+def _generator_states() -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states.append(torch.cuda.get_rng_state())
+    return states
+
+
+class _RefuseRandomOperators(TorchDispatchMode):
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+            attention = any(argument.name == "dropout_p" for argument in func._schema.arguments)
+            if not attention:
+                raise TypeError(
+                    f"{self.name}: {func} draws from torch's global generator, which no key controls; {_CURE}"
+                )
+        return func(*args, **kwargs)
+
+
+class _RefuseRandomFunctions(TorchFunctionMode):
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM and kwargs.get("generator") is None and kwargs.get("training", True):
+            raise TypeError(
+                f"{self.name}: {func.__name__} draws from torch's global generator, which no key controls; {_CURE}"
+            )
+        return func(*args, **kwargs)
+
+
+_RANDOM = frozenset(
+    getattr(torch, name)
+    for name in (
+        "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
+        "normal", "poisson", "dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout",
+    )
+) | frozenset(
+    getattr(torch.nn.functional, name)
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "rrelu")
+) | frozenset(
+    getattr(Tensor, name)
+    for name in (
+        "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "multinomial", "normal_",
+        "random_", "uniform_",
+    )
+)  # fmt: skip
