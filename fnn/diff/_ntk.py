@@ -216,7 +216,7 @@ class _Kernel:
                 block = self._rows(left[0], right[0])
             total = block if total is None else total + block
         assert total is not None
-        return total if self.trace else total.permute(1, 3, 0, 2).contiguous()
+        return total if self.trace else total.permute(1, 3, 0, 2)
 
     def _rows(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner products of rows (o, B, size): (o, B1, o, B2), or their trace over o, (B1, B2)."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnn.diff._purity import call
 from fnn.diff._sparse.flat import FlatFunction, input_shapes
 from fnn.diff._sparse.pattern import SparsityPattern
 from fnn.diff._sparse.plan import Plan
@@ -32,7 +33,8 @@ class PreparedDerivative:
         self.pattern, self.mode, self.count = pattern, plan.mode, plan.count
         self._function, self._shapes, self._value = function, shapes, value
         self._chunk = chunk_size or max(plan.count, 1)
-        self._colors = torch.from_numpy(plan.colors).to(x.device, torch.int32)
+        # Comparing integers would take twice as long; narrower numbers could not tell 257 colors apart.
+        self._colors = torch.from_numpy(plan.colors).to(x.device, torch.promote_types(x.dtype, torch.float32))
         self._places = torch.from_numpy(plan.places).to(x.device)
         self._rows = torch.from_numpy(pattern.rows).to(x.device)
         self._cols = torch.from_numpy(pattern.cols).to(x.device)
@@ -60,7 +62,7 @@ class PreparedDerivative:
                 f"{self._function.name}: prepared for inputs of shapes {self._shapes}, got {found}; prepare again"
             )
         flat, x = self._function.bind(args, kwargs)
-        products, (value, aux) = self._products(flat, x)
+        products, (value, aux) = call(self._function.name, lambda x, *_: self._products(flat, x), x, args, kwargs)
         entries = products.reshape(-1).index_select(0, self._places)
         if self._value:
             return ((value, aux) if self._function.has_aux else value), entries
@@ -115,7 +117,8 @@ class PreparedDerivative:
 
     def _seeds(self, start: int, like: Tensor) -> Tensor:
         """(colors from `start`, n): of each color the sum of its unit vectors; not stored, as the compiler fuses it."""
-        colors = torch.arange(start, min(start + self._chunk, self.count), dtype=torch.int32, device=like.device)
+        stop = min(start + self._chunk, self.count)
+        colors = torch.arange(start, stop, dtype=self._colors.dtype, device=like.device)
         return (self._colors == colors[:, None]).to(like.dtype)
 
     def __repr__(self) -> str:
