@@ -19,12 +19,12 @@ BLOCKS, WIDTH, BATCH = 24, 512, 4096
 def measure(remat: bool, blocks: int = BLOCKS, width: int = WIDTH, batch: int = BATCH) -> dict[str, float]:
     import torch
 
-    from fnn.diff._remat import remat as rematerialize
+    import fnn
 
     def block(params, h):
         return h + torch.tanh(torch.nn.functional.gelu(h @ params["a"]) @ params["b"]) / 10
 
-    body = rematerialize(block) if remat else block
+    body = fnn.remat(block) if remat else block
 
     def loss(layers, x):
         for params in layers:

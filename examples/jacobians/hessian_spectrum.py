@@ -35,14 +35,14 @@ def main(out: Path = Path("out/jacobians"), epochs: int = 3, count: int = 20) ->
     params = train_state.params
     print(f"loss {history.rows[-1]['loss']:.3f} after {epochs} epochs")
 
-    x, labels = images.train[0][:512], images.train[1][:512]
+    x, labels = images.train[0][:128], images.train[1][:128]
     hessian = HessianOperator(lambda params, x, labels: losses.cross_entropy(net(params, x), labels), params, x, labels)
     ggn = GGNOperator(net, losses.cross_entropy, params, x, labels)
     spectra = {}
     for name, operator in (("Hessian", hessian), ("Gauss-Newton", ggn)):
         started = time.perf_counter()
-        largest, _ = operator.eigsh(count, which="LA", key=start_key)
-        smallest, _ = operator.eigsh(5, which="SA", key=start_key)
+        largest, _ = operator.eigsh(count, which="LA", key=start_key, rtol=1e-3)
+        smallest, _ = operator.eigsh(5, which="SA", key=start_key, rtol=1e-3)
         spectra[name] = largest, smallest
         print(
             f"{name}: largest {largest.max():.2f}, smallest {smallest.min():.2f}, "

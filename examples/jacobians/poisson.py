@@ -20,11 +20,11 @@ from fnn import nn, optim, random, train
 
 
 def exact(p):
-    return torch.sin(math.pi * p[..., 0]) * torch.sin(2 * math.pi * p[..., 1])
+    return torch.sin(math.pi * p[..., 0]) * torch.sin(math.pi * p[..., 1])
 
 
 def source(p):
-    return 5 * math.pi**2 * exact(p)
+    return 2 * math.pi**2 * exact(p)
 
 
 NET = nn.Sequential(nn.Linear(64), nn.tanh, nn.Linear(64), nn.tanh, nn.Linear(1))
@@ -41,16 +41,16 @@ def loss_fn(params, state, batch, key):
     return (laplacians + source(batch)).square().mean(), (state, {})
 
 
-def main(out: Path = Path("out/jacobians"), steps: int = 2000) -> None:
+def main(out: Path = Path("out/jacobians"), steps: int = 1500) -> None:
     init_key, point_key, step_key = random.split(random.key(0), 3).unbind()
     params, _ = NET.init(init_key, torch.zeros(2))
-    optimizer = optim.adam(optim.cosine(1e-2, steps))
+    optimizer = optim.adam(optim.warmup_cosine(0.0, 5e-3, 100, steps))
     step = train.make_step(loss_fn, optimizer)
     train_state = train.TrainState.create(params, optimizer, step_key)
     history = []
     started = time.perf_counter()
     for index in range(steps):
-        points = random.uniform(random.fold_in(point_key, index), (512, 2))
+        points = random.uniform(random.fold_in(point_key, index), (256, 2))
         train_state, metrics = step(train_state, points)
         history.append(metrics["loss"])
     print(f"{steps} steps in {time.perf_counter() - started:.1f} s, with compilation")
@@ -60,7 +60,7 @@ def main(out: Path = Path("out/jacobians"), steps: int = 2000) -> None:
     found = fnn.vmap(solution, in_dims=(None, 0))(train_state.params, grid)
     error = (found - exact(grid)).abs()
     print(f"residual {history[0]:.0f} -> {history[-1]:.1e}, largest error of u {error.max():.1e} (u is up to 1)")
-    assert error.max() < 0.02
+    assert error.max() < 2e-3
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     for place, (title, values) in enumerate((("u by the network", found), ("its error", error))):
