@@ -6,7 +6,7 @@
 #   make matrix       every operator under every transform, compiled; writes docs/matrix.md
 #   make lint         ruff and pyright
 #   make peers        an environment of their own for JAX, Optax and Flax (.peers)
-#   make golden       record the values that tests compare with from these peers
+#   make golden       record the values that tests compare with from these peers, and from those of PyTorch (.peers-torch)
 # make test TORCH=2.15.0 runs with another torch, in an environment of its own.
 
 PYTHON ?= python3
@@ -17,6 +17,7 @@ VENV := $(if $(filter $(PINNED),$(TORCH)),.venv,.venv-$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 PEERS := .peers/.ready
+PEERS_TORCH := .peers-torch/.ready
 # A path entry, not an import hook: in the folder above a clone called fnn, Python would take the clone for the package.
 EDITABLE := --config-settings editable_mode=compat
 
@@ -65,8 +66,16 @@ $(PEERS): tests/golden/requirements.txt
 	.peers/bin/python -m pip install --quiet -r tests/golden/requirements.txt
 	touch $@
 
-golden: $(PEERS)
-	for script in tests/golden/record_*.py; do .peers/bin/python $$script || exit 1; done
+$(PEERS_TORCH): tests/golden/requirements-torch.txt constraints.txt
+	test -x .peers-torch/bin/python || $(PYTHON) -m venv .peers-torch
+	.peers-torch/bin/python -m pip install --quiet -c constraints.txt torch -r tests/golden/requirements-torch.txt
+	touch $@
+
+golden: $(PEERS) $(PEERS_TORCH)
+	for script in $(filter-out %record_curvature.py,$(wildcard tests/golden/record_*.py)); do \
+		.peers/bin/python $$script || exit 1; \
+	done
+	.peers-torch/bin/python tests/golden/record_curvature.py
 
 clean:
-	rm -rf .venv .venv-* .peers build *.egg-info
+	rm -rf .venv .venv-* .peers .peers-torch build *.egg-info

@@ -105,12 +105,21 @@ def test_one_probe_is_exact_for_a_diagonal_matrix(fast_compile):
     torch.testing.assert_close(torch.compile(each, fullgraph=True)(POINTS, keys), torch.stack(rows))
 
 
+def test_arguments_without_elements():
+    empty = torch.zeros(0, dtype=DOUBLE)
+    assert hessian_diagonal(lambda x: x.sum())(empty).shape == (0,)
+    assert divergence(lambda x: 2 * x)(empty) == 0
+    assert fnn.laplacian(lambda x, y: x.sum() + y**2)(empty, X).tolist() == [0, 0, 0]
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"shape \(\)"):
         divergence(energy)(X)
     with pytest.raises(ValueError, match="divergence: expected an output"):
         divergence(lambda x: {"y": x})(X)
-    with pytest.raises(ValueError, match="scalar output, got shape"):
+    with pytest.raises(TypeError, match="scalar tensor, got float"):
+        hessian_diagonal(lambda x: 1.0)(X)
+    with pytest.raises(ValueError, match=r"one number, got shape \(3,\).*jacobian\(fnn.jacobian\(f\)\)"):
         hessian_diagonal(field)(X)
     for transform, f in ((divergence, field), (hessian_diagonal, energy)):
         with pytest.raises(TypeError, match="int64"):

@@ -81,9 +81,9 @@ def softmax_jacobian(x):
     return torch.diag(p) - p[:, None] * p
 
 
-@pytest.mark.parametrize("form", [single, vmapped, batched])
+@pytest.mark.parametrize("form", [single, pytest.param(vmapped, marks=pytest.mark.slow), batched])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("chunk_size", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_jacobians_in_closed_form(form, mode, chunk_size, fast_compile):
     options = {"mode": mode, "chunk_size": chunk_size}
     for f, want in ((network, network_jacobian), (lambda x: torch.softmax(x, 0), softmax_jacobian)):
@@ -93,9 +93,9 @@ def test_jacobians_in_closed_form(form, mode, chunk_size, fast_compile):
     torch.testing.assert_close((value, got[0]), (rosenbrock(X), torch.as_tensor(rosen_der(X.numpy()))))
 
 
-@pytest.mark.parametrize("form", [single, vmapped, batched])
+@pytest.mark.parametrize("form", [single, pytest.param(vmapped, marks=pytest.mark.slow), batched])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize("chunk_size", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_hessians_in_closed_form(form, mode, chunk_size, fast_compile):
     options = {"mode": mode, "chunk_size": chunk_size}
     torch.testing.assert_close(form(options)(diff.hessian, wood)(X), wood_hessian(X))
@@ -317,8 +317,8 @@ def memory_of_auto_chunks(outputs, hidden, inputs, budget):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [64 * 2**20, 128 * 2**20])
-def test_memory_of_1024_outputs_and_100000_parameters(budget):
+def test_memory_of_1024_outputs_and_100000_parameters():
+    budget = 64 * 2**20
     figures = memory_of_auto_chunks(1024, 90, 74, budget)
     assert figures["result"] == 1024 * 99_934 * 4
     assert figures["grown"] < 1.2 * (figures["result"] + budget)

@@ -78,7 +78,9 @@ def test_all_methods_are_the_contraction_of_jacobians(name, method):
     close(ntk(f, PARAMS, X1[:2], X2, method=method, diagonal=True, trace_outputs=True, chunk_size=1), traces.diagonal())
 
 
-@pytest.mark.parametrize("name", ["mlp", "tied", "conv, groups"])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("tied", marks=pytest.mark.slow), pytest.param("conv, groups", marks=pytest.mark.slow)]
+)
 def test_structured_compiles(name, fast_compile):
     f = FUNCTIONS[name]
     compiled = torch.compile(lambda p, a, b: ntk(f, p, a, b, method="structured"), fullgraph=True)
@@ -86,7 +88,7 @@ def test_structured_compiles(name, fast_compile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*METHODS, "auto"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_compiles(method, fast_compile):
     f = FUNCTIONS["mlp"]
     params = {name: PARAMS[name] for name in "wvab"}
@@ -103,6 +105,32 @@ def test_an_ensemble_under_vmap():
     many = tree.map(lambda x: torch.stack([x, -2 * x]), params)
     got = torch.vmap(lambda p: ntk(f, p, X1, X2, method="structured"))(many)
     close(got, torch.stack([reference(f, tree.map(lambda x, i=i: x[i], many), X1, X2) for i in range(2)]))
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("method", [*METHODS, "auto"])
+def test_functions_that_do_not_use_params_examples_or_rows(method, trace):
+    zeros = torch.zeros((3, 2) if trace else (3, 2, 2, 2), dtype=DTYPE)
+    for f in (
+        lambda p, x: torch.stack([x.sum(), x.sum()]),
+        lambda p, x: torch.ones(2, dtype=DTYPE),
+        lambda p, x: F.linear(x[:0], p["w"], p["a"]).sum(0)[:2],
+    ):
+        close(ntk(f, PARAMS, X1, X2, method=method, trace_outputs=trace), zeros)
+    f = lambda p, x: p["w"][:2].sum(1)
+    want = zeros + (8.0 if trace else 4 * torch.eye(2, dtype=DTYPE))
+    close(ntk(f, PARAMS, X1, X2, method=method, trace_outputs=trace), want)
+
+
+def test_attention_of_torch_has_every_method():
+    def f(p, x):
+        q, k, v = (F.linear(x, p[name])[None] for name in ("w", "v", "w"))
+        return F.scaled_dot_product_attention(q, k, v)[0, 0]
+
+    params = {name: PARAMS[name] for name in "wv"}
+    want = ntk(f, params, X1, X2, method="contraction")
+    for method in METHODS:
+        close(ntk(f, params, X1, X2, method=method), want)
 
 
 def test_closed_form_of_one_linear_layer():

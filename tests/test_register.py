@@ -1,7 +1,10 @@
 """Registered operators: their rules are the ones that run, in every mode, and the names of torch they rest on exist."""
 
+import ast
 import itertools
+import pkgutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fnn
 import triton_kernels as kernels
 from triton_kernels import _register
 from triton_kernels._cross_entropy import linear as linear_cross_entropy
@@ -482,17 +486,29 @@ def test_shapes_without_data(ours, theirs, shapes, dtype):
 RELIES = f"torch {torch.__version__} changed what triton_kernels/_register.py relies on: "
 
 
+def private_names():
+    """What fnn and triton_kernels import or read of torch, where a part of the name begins with an underscore."""
+    found = set()
+    for path in [path for package in (fnn, kernels) for path in Path(package.__path__[0]).rglob("*.py")]:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {"torch": "torch"}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+                names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+        chains = [ast.unparse(n).split(".") for n in nodes if isinstance(n, ast.Attribute) and id(n) not in inner]
+        found |= set(names.values()) | {".".join([names[c[0]], *c[1:]]) for c in chains if c[0] in names}
+    return [name for name in sorted(found) if any(part[0] == "_" != part[1] for part in name.split("."))]
+
+
 def test_the_private_names_are_there():
-    needed = {
-        torch._C: ("_AutoDispatchBelowAutograd", "_after_autograd_keyset", "_is_fwd_grad_enabled"),
-        torch.autograd.function: ("_SingleLevelFunction",),
-        torch.autograd.forward_ad: ("_set_fwd_grad_enabled", "unpack_dual"),
-        torch._functorch.utils: ("enable_single_level_autograd_function",),
-    }
-    missing = [
-        f"{module.__name__}.{name}" for module, names in needed.items() for name in names if not hasattr(module, name)
-    ]
-    assert not missing, f"{RELIES}{missing} are gone"
+    missing = []
+    for name in private_names():
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing, f"torch {torch.__version__} has no longer {missing}, which fnn or triton_kernels use"
 
 
 def test_forward_mode_can_be_switched():

@@ -178,7 +178,10 @@ def test_another_use_of_a_weight_makes_it_free(name):
     torch.testing.assert_close(gradients(f)(PARAMS, X), expected(f), rtol=1e-6 if name == "cast" else 1e-10, atol=1e-6)
 
 
-COMPILED = ["ops.linear", "x @ w.t()", "conv2d", "tied", "recurrent", "unflatten"]
+SLOW = pytest.mark.slow
+COMPILED = ["tied", "unflatten"] + [
+    pytest.param(name, marks=SLOW) for name in ("ops.linear", "x @ w.t()", "conv2d", "recurrent")
+]
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -194,7 +197,9 @@ def test_taps_compile(name, fast_compile):
     torch.testing.assert_close(result, expected(f), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["opaque", "vmap", "function", "slice"])
+@pytest.mark.parametrize(
+    "name", ["slice", *[pytest.param(name, marks=SLOW) for name in ("opaque", "vmap", "function")]]
+)
 def test_hidden_uses_are_found_compiled(name, fast_compile):
     f = FREE[name]
     result = torch.compile(gradients(f), fullgraph=True)(PARAMS, X)
@@ -319,7 +324,7 @@ def test_tap_grads_is_what_retain_grad_is():
     torch.testing.assert_close(grads, want)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=SLOW)])
 def test_tap_grads_under_vmap_grad_and_itself(compiled, fast_compile):
     x = torch.arange(3.0)
     wrap = (lambda f: torch.compile(f, fullgraph=True)) if compiled else lambda f: f

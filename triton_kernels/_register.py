@@ -7,7 +7,8 @@ that each is differentiable and batchable again, to every order.
 
 The public ways were tried and fail silently (torch 2.11 to 2.15): `torch.library.custom_op` has zero tangents under
 forward mode, and the compiler drops the rules of a plain `torch.autograd.Function` under `torch.func` transforms.
-All the private names this needs are imported here and nowhere else; `tests/test_register.py` watches them.
+In this package the private names that registration needs are imported here and nowhere else, as `fnn/diff` does in
+`_rules.py` and `_purity.py` for transforms; `tests/test_register.py` watches the private names of both packages.
 """
 
 from __future__ import annotations

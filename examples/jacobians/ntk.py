@@ -48,7 +48,7 @@ def main(out: Path = Path("out/jacobians"), widths: tuple[int, ...] = (16, 128, 
         params = init(random.key(0))
         kernel = fnn.ntk(lambda params, x, apply=apply: apply(params, x)[None], params, x, trace_outputs=True)
         values, vectors = torch.linalg.eigh(kernel)
-        lr = 1.0 / values[-1]
+        lr = 0.5 / values[-1]
         start = vectors.mT @ (apply(params, x) - y)
 
         def loss(params, apply=apply):

@@ -54,7 +54,7 @@ def at(
     Raises `ValueError` for positions that are not there, and what `check_differentiable` raises.
     """
     kwargs = kwargs or {}
-    single = isinstance(argnums, int) and not isinstance(argnums, bool)
+    single = not isinstance(argnums, tuple | list)
     positions = []
     for index in (argnums,) if single else argnums:  # type: ignore[union-attr]
         if not isinstance(index, int) or isinstance(index, bool):

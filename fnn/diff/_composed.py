@@ -3,7 +3,7 @@
 Measured on torch 2.11 to 2.15, against finite differences: a reverse pass over `jvp`, and `vmap` of a pullback inside
 a derivative, are wrong for layer norm, batch norm and instance norm, whose formulas take the mean and the deviation
 for constants; before 2.15 a reverse pass over `jvp` is wrong for solve, det and slogdet. Fused attention has neither
-a forward nor a second derivative.
+a forward nor a second derivative, and some losses' gradients have no forward derivative.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ def through(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
+def composed(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """The call, by operators that have right derivatives of every order."""
+    if func in _FUNCTIONS:
+        return _FUNCTIONS[func](func, *args, **kwargs)
+    if func in _LINALG and kwargs.get("out") is None:
+        return _LINALG[func](*args, **kwargs)
+    return through(func, args, kwargs)
+
+
 class _Composed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _NORMS:
-            return _NORMS[func](func, *args, **kwargs)
-        if func in _LINALG and kwargs.get("out") is None:
-            return _LINALG[func](*args, **kwargs)
-        return through(func, args, kwargs)
+        return composed(func, args, kwargs or {})
 
 
 def _layer_norm(
@@ -49,7 +53,7 @@ def _layer_norm(
 ) -> Tensor:  # fmt: skip
     out = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
     out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    return (out if bias is None else out + bias).to(input.dtype)
 
 
 def _batch_norm(
@@ -58,10 +62,11 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     if not training:
         scale = torch.rsqrt(running_var + eps) * (1 if weight is None else weight)
-        return _scaled(input, scale, -running_mean * scale if bias is None else bias - running_mean * scale)
+        shift = (0 if bias is None else bias) - running_mean * scale
+        return _scaled(input, scale, shift).to(input.dtype)
     if running_mean is not None:
         func(input, running_mean, running_var, weight, bias, training, momentum, eps)  # it updates the averages
-    return _scaled(_normalized(input, (0, *range(2, input.dim())), eps), weight, bias)
+    return _scaled(_normalized(input, (0, *range(2, input.dim())), eps), weight, bias).to(input.dtype)
 
 
 def _instance_norm(
@@ -72,13 +77,13 @@ def _instance_norm(
         return _batch_norm(func, input, running_mean, running_var, weight, bias, False, momentum, eps)
     if running_mean is not None:
         func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return _scaled(_normalized(input, tuple(range(2, input.dim())), eps), weight, bias)
+    return _scaled(_normalized(input, tuple(range(2, input.dim())), eps), weight, bias).to(input.dtype)
 
 
 def _normalized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # as torch computes it
     centred = wide - wide.mean(dims, keepdim=True)
-    return (centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)).to(x.dtype)
+    return centred * torch.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
 
 
 def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -86,6 +91,39 @@ def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     channels = (-1, *[1] * (x.dim() - 2))
     x = x if weight is None else x * weight.reshape(channels)
     return x if bias is None else x + bias.reshape(channels)
+
+
+def _mse_loss(
+    func: Any, input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    weight: Any = None,
+) -> Tensor:  # fmt: skip
+    if size_average is not None or reduce is not None or weight is not None:
+        return func(input, target, size_average, reduce, reduction, weight)
+    return _reduced((input - target).square(), reduction)
+
+
+def _huber_loss(
+    func: Any, input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Any = None
+) -> Tensor:
+    if weight is not None:
+        return func(input, target, reduction, delta, weight)
+    distance = (input - target).abs()
+    losses = torch.where(distance <= delta, distance.square() / 2, delta * (distance - delta / 2))
+    return _reduced(losses, reduction)
+
+
+def _soft_margin_loss(
+    func: Any, input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> Tensor:
+    if size_average is not None or reduce is not None:
+        return func(input, target, size_average, reduce, reduction)
+    return _reduced(F.softplus(-target * input), reduction)
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
 
 
 def _solve(A: Tensor, B: Tensor, *, left: bool = True, out: None = None) -> Tensor:
@@ -123,11 +161,14 @@ def _pivots(A: Tensor) -> tuple[Tensor, Tensor]:
     return factors.diagonal(dim1=-2, dim2=-1), (1 - 2 * ((pivots != places).sum(-1) % 2)).to(A.dtype)
 
 
-_NORMS: dict[Any, Callable[..., Any]] = {
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
+    F.mse_loss: _mse_loss,
+    F.huber_loss: _huber_loss,
+    F.soft_margin_loss: _soft_margin_loss,
 }
 _LINALG: dict[Any, Callable[..., Any]] = {}
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15):

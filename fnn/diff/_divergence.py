@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_function
+from fnn.diff._arguments import Argnums, at, check_function, check_tensors, own_code
+from fnn.diff._composed import by_operators
 from fnn.diff._hessian_diagonal import (
     METHODS,
     check_chunk_size,
@@ -20,6 +21,7 @@ from fnn.diff._hessian_diagonal import (
     concatenate,
     mean_over_probes,
 )
+from fnn.diff._purity import call
 
 
 def divergence(
@@ -58,25 +60,32 @@ def divergence(
     def of_point(*args: Any, **kwargs: Any) -> Any:
         of_tree, x = at(name, f, argnums, args, kwargs)
         check_real(name, x)
-        output = of_tree(x)
-        _check_field(x, output)
 
-        def product(vector: Any) -> Tensor:
-            """z . (J z), by the transposed product, which the compiler knows under an outer vmap too."""
-            _, pullback, *_ = torch.func.vjp(of_tree, x)
-            pairs = zip(tree.leaves(pullback(vector)[0]), tree.leaves(vector), strict=True)
-            return torch.stack([(a * b).sum() for a, b in pairs]).sum()
+        def run(point: Any, *_: Any) -> Any:
+            output = of_tree(point)
+            _check_field(point, output)
 
-        if method == "hutchinson":
-            found = mean_over_probes(product, x, key, samples, chunk_size)
-        else:
-            found = concatenate([torch.vmap(product)(units) for units in chunks(x, chunk_size)]).sum()
+            def product(vector: Any) -> Tensor:
+                """z . (J z), by the transposed product, which the compiler knows under an outer vmap too."""
+                _, pullback, *_ = torch.func.vjp(of_tree, point)
+                pairs = zip(tree.leaves(pullback(vector)[0]), tree.leaves(vector), strict=True)
+                return torch.stack([(a * b).sum() for a, b in pairs]).sum()
+
+            if tree.size(point) == 0:
+                return output, torch.stack([leaf.sum() for leaf in tree.leaves(output)]).sum()
+            if method == "hutchinson":
+                return output, mean_over_probes(product, point, key, samples, chunk_size)
+            return output, concatenate([torch.vmap(product)(units) for units in chunks(point, chunk_size)]).sum()
+
+        with by_operators():
+            output, found = call(name, run, x, args, kwargs)
         return (output, found) if value else found
 
-    return of_point
+    return own_code(of_point)
 
 
 def _check_field(x: Any, output: Any) -> None:
+    check_tensors("divergence", output)
     try:
         tree.check_like(x, output, "the output")
     except (TypeError, ValueError) as error:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fnn.diff._arguments import Argnums, at, check_function, own_code, split_aux
+import torch
+
+from fnn import tree
+from fnn.diff._arguments import Argnums, at, check_function, own_code
+from fnn.diff._composed import by_operators
 from fnn.diff._jacobian import BUDGET, Options, check_options, value_aux_jacobian
-from fnn.diff._purity import attention_by_operators, call
-from fnn.diff._transforms import paired, pullback_of, pushforward, value_aux_grad
+from fnn.diff._purity import call, is_outermost
+from fnn.diff._transforms import paired, pullback_of, value_aux_grad
 
 
 def hessian(
@@ -29,7 +33,8 @@ def hessian(
     The result is a tree of trees of the structure of the argument, with leaves of shape a.shape + b.shape, or with
     `flat` one symmetric matrix (n, n) in the order of `fnn.tree.leaves`.
     It is the Jacobian of the gradient, and the keywords are those of `jacobian`; mode "fwd" is forward over reverse,
-    "rev" and "auto" are reverse over reverse. value: the result is `(output, hessian)`, or `((output, aux), hessian)`.
+    "rev" reverse over reverse; "auto" is "fwd", the faster, or "rev" under `vmap`, where the compiler has no forward
+    mode of views. value: the result is `(output, hessian)`, or `((output, aux), hessian)`.
     For a function with several outputs there is `jacobian(jacobian(f))`.
 
     Raises ValueError for an output that is not one number, and what `jacobian` raises.
@@ -40,20 +45,19 @@ def hessian(
                 [6., 0.]])
     """
     check_function("hessian", f)
-    outer = "fwd" if mode == "fwd" else "rev"
-    options = Options("hessian", mode, True, chunk_size, flat, batched, holomorphic, budget)
-    check_options(options)
-    options = options._replace(mode=outer)
+    check_options(Options("hessian", mode, True, chunk_size, flat, batched, holomorphic, budget))
 
     def derivative(*args: Any, **kwargs: Any) -> Any:
         of_selected, selected = at("hessian", f, argnums, args, kwargs)
+        outer = mode if mode != "auto" else "fwd" if is_outermost() and not batched else "rev"
+        options = Options("hessian", outer, True, chunk_size, flat, batched, holomorphic, budget)
 
         def gradient(point: Any) -> Any:
             output, aux, grads = value_aux_grad("hessian", of_selected, point, has_aux, holomorphic)
             return grads, (output, aux)
 
         def run(point: Any, *_: Any) -> Any:
-            with attention_by_operators():
+            with by_operators():
                 return value_aux_jacobian(gradient, point, options)
 
         _, (output, aux), result = call("hessian", run, selected, args, kwargs)
@@ -127,15 +131,17 @@ def gnvp(
     points, directions = paired("gnvp", primals, tangents)
 
     def run(*values: Any) -> Any:
-        output, tangent, aux = pushforward("gnvp", model, values, directions, has_aux)
+        with by_operators():
+            output, pullback, aux = pullback_of("gnvp", model, values, has_aux)
+            # J v is the transposed pullback's: the model is evaluated once, and torch lacks some forward modes.
+            tangent = torch.func.vjp(pullback, tree.map(torch.zeros_like, output))[1](directions)[0]
 
-        def gradient(prediction: Any) -> Any:
-            number, _, grads = value_aux_grad("gnvp", loss, prediction, False)
-            return grads, number
+            def gradient(prediction: Any) -> Any:
+                number, _, grads = value_aux_grad("gnvp", loss, prediction, False)
+                return grads, number
 
-        _, curved, number = pushforward("gnvp", gradient, (output,), (tangent,), True)
-        _, pullback, _ = pullback_of("gnvp", lambda *args: split_aux("gnvp", model(*args), has_aux)[0], values, False)
-        return number, aux, pullback(curved, retain_graph=False)
+            _, curvature, number = pullback_of("gnvp", gradient, (output,), True)
+            return number, aux, pullback(curvature(tangent)[0])
 
     number, aux, product = call("gnvp", run, *points)
     product = product if type(primals) is tuple else product[0]

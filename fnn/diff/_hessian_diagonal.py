@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from fnn import random, tree
-from fnn.diff._arguments import Argnums, at, check_function
+from fnn.diff._arguments import Argnums, at, check_function, own_code
+from fnn.diff._composed import by_operators
+from fnn.diff._purity import call
 from fnn.diff._seeds import unit_vectors
+from fnn.diff._transforms import scalar
 
 METHODS = ("exact", "hutchinson")
 
@@ -50,18 +53,22 @@ def hessian_diagonal(
     def diagonal(*args: Any, **kwargs: Any) -> Any:
         of_tree, x = at(name, f, argnums, args, kwargs)
         check_real(name, x)
-        output = of_tree(x)
-        check_scalar(name, output)
 
-        product = hessian_product(of_tree, x)
-        if method == "exact":
-            rows = concatenate([torch.vmap(product)(units) for units in chunks(x, chunk_size)])
-            found = tree.map(lambda leaf: leaf.sum(0), rows)
-        else:
-            found = mean_over_probes(product, x, key, samples, chunk_size)
+        def run(point: Any, *_: Any) -> Any:
+            output = scalar(name, of_tree(point))
+            product = hessian_product(of_tree, point)
+            if tree.size(point) == 0:
+                return output, tree.zeros_like(point)
+            if method == "hutchinson":
+                return output, mean_over_probes(product, point, key, samples, chunk_size)
+            rows = concatenate([torch.vmap(product)(units) for units in chunks(point, chunk_size)])
+            return output, tree.map(lambda leaf: leaf.sum(0), rows)
+
+        with by_operators():
+            output, found = call(name, run, x, args, kwargs)
         return (output, found) if value else found
 
-    return diagonal
+    return own_code(diagonal)
 
 
 def hessian_product(f: Callable[[Any], Tensor], x: Any) -> Callable[[Any], Any]:
@@ -138,12 +145,3 @@ def check_real(name: str, x: Any) -> None:
                 f"{name}: {where} is {leaf.dtype}, expected a real tensor; "
                 "differentiate by the real and the imaginary part, as a function of two real tensors"
             )
-
-
-def check_scalar(name: str, output: Any) -> None:
-    """Raise unless the output is one real tensor of shape ()."""
-    if not isinstance(output, Tensor) or output.shape != ():
-        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"{name}: expected a function with a scalar output, got {found}; sum or index it")
-    if not output.is_floating_point():
-        raise TypeError(f"{name}: expected a real output, got {output.dtype}")

@@ -197,7 +197,7 @@ def _pieces_at(f: Callable[[Any], Any], point: Any, options: Options) -> Callabl
 
 def _rows_at(f: Callable[[Any], Any], point: Any, options: Options) -> Callable[[int, int | None], Any] | None:
     """The pieces in reverse mode, or None where the sizes of the output ask for forward mode."""
-    output, pullback, aux = pullback_of(options.name, f, (point,), options.has_aux)
+    output, pullback, aux = pullback_of(options.name, f, (point,), options.has_aux, composed=True)
     if _is_forward(options, point, output):
         return None
     total = tree.size(output)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_function, check_tensors, split_aux
+from fnn.diff._arguments import Argnums, at, check_function, check_tensors, own_code, split_aux
+from fnn.diff._composed import by_operators
 from fnn.diff._forward_laplacian import Unsupported, forward_laplacian
 from fnn.diff._hessian_diagonal import check_chunk_size, check_method, check_real, chunks, hessian_product
+from fnn.diff._purity import call
 
 METHODS = ("auto", "forward", "products")
 
@@ -56,21 +58,26 @@ def laplacian(
     def of_point(*args: Any, **kwargs: Any) -> Any:
         of_tree, x = at(name, f, argnums, args, kwargs)
         check_real(name, x)
-        reason = None
-        if method != "products":
-            found, reason = _by_forward_pass(of_tree, x, has_aux, chunk_size)
-        if method == "forward" and reason is not None:
-            raise NotImplementedError(
-                f'{name}: method="forward" has no rule for {reason}; method="auto" or "products" needs none'
-            )
-        if method == "products" or reason is not None:
-            found = _by_products(of_tree, x, has_aux, chunk_size)
-        output, aux, sums = found
+
+        def run(point: Any, *_: Any) -> Found:
+            found = reason = None
+            if method != "products" and tree.size(point) > 0:
+                found, reason = _by_forward_pass(of_tree, point, has_aux, chunk_size)
+            if method == "forward" and reason is not None:
+                raise NotImplementedError(
+                    f'{name}: method="forward" has no rule for {reason}; method="auto" or "products" needs none'
+                )
+            if found is None:
+                with by_operators():
+                    found = _by_products(of_tree, point, has_aux, chunk_size)
+            return found
+
+        output, aux, sums = call(name, run, x, args, kwargs)
         if value:
             return ((output, aux) if has_aux else output), sums
         return (sums, aux) if has_aux else sums
 
-    return of_point
+    return own_code(of_point)
 
 
 def explain_laplacian(f: Callable[..., Any], *args: Any, argnums: Argnums = 0, has_aux: bool = False, **kwargs) -> str:
@@ -86,14 +93,14 @@ def explain_laplacian(f: Callable[..., Any], *args: Any, argnums: Argnums = 0, h
     check_function(name, f)
     of_tree, x = at(name, f, argnums, args, kwargs)
     check_real(name, x)
-    _, reason = _by_forward_pass(of_tree, x, has_aux, None)
+    _, reason = call(name, lambda point, *_: _by_forward_pass(of_tree, point, has_aux, None), x, args, kwargs)
     return "forward" if reason is None else f"products: no rule for {reason}"
 
 
 Found = tuple[Any, Any, Any]  # the output, the auxiliary output, the Laplacian
 
 
-def _by_forward_pass(f: Callable, x: Any, has_aux: bool, chunk_size: int | None) -> tuple[Any, str | None]:
+def _by_forward_pass(f: Callable, x: Any, has_aux: bool, chunk_size: int | None) -> tuple[Found | None, str | None]:
     """What was found, or in words what had no rule."""
     size = tree.size(x)
     step = chunk_size or max(size, 1)
@@ -109,7 +116,7 @@ def _by_forward_pass(f: Callable, x: Any, has_aux: bool, chunk_size: int | None)
             output, aux, part = forward_laplacian(checked, x, start, min(start + step, size))
             found = output, aux, part if start == 0 else tree.map(torch.add, found[2], part)
     except Unsupported as reason:
-        return found, str(reason)
+        return None, reason.args[0]  # torch 2.11 does not compile str(reason)
     return found, None
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fnn import ops, tree
 from fnn.diff._arguments import check_differentiable, check_function
+from fnn.diff._composed import by_operators
 from fnn.diff._factors import factors, gram, joined, whole
 from fnn.diff._ntk_cost import METHODS, Costs, Part, costs, parts
-from fnn.diff._per_sample import check_batch, first, in_chunks
+from fnn.diff._per_sample import check_batch, checked, first, in_chunks
+from fnn.diff._transforms import pushforward
 from fnn.ops import _taps as taps
 
 Features = list[tuple[Tensor, ...]]
@@ -53,12 +55,16 @@ def ntk(
     """
     if method not in ("auto", *METHODS):
         raise ValueError(f"ntk: method must be 'auto' or one of {METHODS}, got {method!r}")
-    kernel = _Kernel("ntk", f, params, x1, x2, trace_outputs, diagonal)
-    if method == "auto":
-        method = kernel.costs().cheapest()
-    if method == "products":
-        return kernel.by_products(chunk_size)
-    return kernel.by_features(method == "structured", chunk_size)
+    check_function("ntk", f)
+
+    def run(params: Any, x1: Any, *x2: Any) -> Tensor:
+        kernel = _Kernel("ntk", f, params, x1, x2[0] if x2 else None, trace_outputs, diagonal)
+        how = kernel.costs().cheapest() if method == "auto" else method
+        if how == "products":
+            return kernel.by_products(chunk_size)
+        return kernel.by_features(how == "structured", chunk_size)
+
+    return checked("ntk", run, params, x1, *(() if x2 is None else (x2,)))
 
 
 def ntk_cost(
@@ -81,6 +87,7 @@ def ntk_cost(
         >>> fnn.ntk_cost(f, {"w": torch.zeros(3, 2)}, torch.zeros(4, 2)).cheapest()
         'structured'
     """
+    check_function("ntk_cost", f)
     return _Kernel("ntk_cost", f, params, x1, x2, trace_outputs, diagonal).costs()
 
 
@@ -90,7 +97,6 @@ class _Kernel:
     def __init__(
         self, name: str, f: Callable[..., Any], params: Any, x1: Any, x2: Any, trace: bool, diagonal: bool
     ) -> None:
-        check_function(name, f)
         check_differentiable(name, params, "params")
         check_batch(name, (x1,))
         self.same = x2 is None
@@ -129,8 +135,7 @@ class _Kernel:
             return torch.vmap(pair, chunk_size=chunk_size)(self.x1, self.x2)
 
         def anchored(x: Any) -> Features:
-            # Torch cannot expand, along any axis but the first, what does not depend on the example.
-            zero = tree.leaves(x)[0].new_zeros((), dtype=self.example.dtype)
+            zero = self._anchor(x)
             return [
                 tuple([y + zero if axis == 1 else y for y, axis in zip(part, where, strict=True)])
                 for part, where in zip(features(x), axes, strict=True)
@@ -151,13 +156,21 @@ class _Kernel:
             return torch.vmap(lambda seed: pullback(seed)[0])(seeds)
 
         def tangents(x: Any, rows: Any) -> Tensor:  # (a, b) for one example of x1
-            of = lambda row: torch.func.jvp(lambda params: self.f(params, x), (self.params,), (row,))[1]  # noqa: E731
-            block = torch.vmap(of, out_dims=1)(rows)
+            def of(row: Any) -> Tensor:
+                return pushforward("ntk", lambda params: self.f(params, x), (self.params,), (row,), False)[1]
+
+            if torch.compiler.is_compiling():  # the compiler's forward mode fails for views under vmap
+                with by_operators():
+                    pullback = torch.func.vjp(lambda params: self.f(params, x), self.params)[1]
+                    transposed = torch.func.vjp(lambda seed: pullback(seed)[0], torch.zeros_like(self.example))[1]
+                    block = torch.vmap(lambda row: transposed(row)[0], out_dims=1)(rows)
+            else:
+                block = torch.vmap(of, out_dims=1)(rows)
             return block.diagonal().sum() if self.trace else block
 
         def column(x: Any) -> Tensor:
             at = rows(x)
-            return torch.vmap(lambda x1: tangents(x1, at))(self.x1)
+            return torch.vmap(lambda x1: tangents(x1, at))(self.x1) + self._anchor(x)
 
         if self.diagonal:
             return torch.vmap(lambda a, b: tangents(a, rows(b)), chunk_size=chunk_size)(self.x1, self.x2)
@@ -203,6 +216,10 @@ class _Kernel:
 
         return features
 
+    def _anchor(self, x: Any) -> Tensor:
+        """A zero of the example: torch expands along no axis but the first what does not depend on the example."""
+        return tree.leaves(x)[0].new_zeros((), dtype=self.example.dtype)
+
     def _seeds(self) -> Tensor:
         return torch.eye(self.outputs, dtype=self.example.dtype, device=self.example.device)
 
@@ -238,12 +255,12 @@ class _Kernel:
                 return met * self.outputs
             return self._seeds()[:, None, :, None] * met[None, :, None, :]
         x, y = first_deltas[0], second_deltas[0]  # (o, B, groups, T, n)
-        met = met.reshape(-1, examples[0], positions[0], examples[1], positions[1])
+        met = met.reshape(met.shape[0], examples[0], positions[0], examples[1], positions[1])
         if self.trace:
             x, y = (z.permute(2, 1, 3, 0, 4).flatten(3).flatten(1, 2) for z in (x, y))
             return (product(x, y).reshape(met.shape) * met).sum((0, 2, 4))
         x, y = (z.permute(2, 0, 1, 3, 4).flatten(1, 3) for z in (x, y))
-        shape = (-1, self.outputs, examples[0], positions[0], self.outputs, examples[1], positions[1])
+        shape = (met.shape[0], self.outputs, examples[0], positions[0], self.outputs, examples[1], positions[1])
         return (product(x, y).reshape(shape) * met[:, None, :, :, None]).sum((0, 3, 6))
 
 

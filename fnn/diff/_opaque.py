@@ -32,6 +32,9 @@ def in_graph(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(functions, args, kwargs)
         for function in functions:
             id(function)  # of this Dynamo makes a guard: another function compiles anew
+        for leaf in tree.leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                torch.ops.aten.alias(leaf)  # modes see no call of a nonstrict function, and this one in its place
         # Adding zero makes a plain constant of one that Dynamo would want to guard.
         number = _functions_defined_outside_the_compiled_function(*functions) + 0
         return torch._dynamo.nonstrict_trace(traced)(number, args, kwargs)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_differentiable, check_function, split_aux
+from fnn.diff._arguments import Argnums, at, check_differentiable, check_function, own_code, split_aux
+from fnn.diff._composed import by_operators
 from fnn.diff._factors import Factors, factors, is_whole, over_examples, squared_norm, whole
+from fnn.diff._purity import call, is_nested
 from fnn.ops import _taps as taps
 
 
@@ -47,7 +50,7 @@ def per_sample_grad(
 
         return torch.vmap(one, chunk_size=chunk_size)(*batch)
 
-    return gradients
+    return _of_params(name, gradients)
 
 
 def per_sample_grad_norm(
@@ -84,7 +87,7 @@ def per_sample_grad_norm(
         squared, aux = torch.vmap(norm, chunk_size=chunk_size)(*batch)
         return (root(squared), aux) if has_aux else root(squared)
 
-    return norms
+    return _of_params(name, norms)
 
 
 def clipped_grad(
@@ -144,7 +147,22 @@ def clipped_grad(
             result += (torch.cat([lengths for lengths, _ in found]),)
         return result if has_aux or norms else grads
 
-    return clipped
+    return _of_params(name, clipped)
+
+
+def _of_params(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def derivative(params: Any, *batch: Any) -> Any:
+        return checked(name, run, params, *batch)
+
+    return own_code(derivative)
+
+
+def checked(name: str, run: Callable[..., Any], *values: Any) -> Any:
+    """`run(*values)`, which batches pullbacks of the user's function: see `by_operators`, and `call` for its errors."""
+    leaves = [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor)]
+    differentiated = is_nested() or (torch.is_grad_enabled() and any([leaf.requires_grad for leaf in leaves]))
+    with by_operators() if differentiated else nullcontext():
+        return call(name, run, *values)
 
 
 def _example(name: str, loss: Callable[..., Any], params: Any, batch: tuple[Any, ...], has_aux: bool) -> Callable:
@@ -152,13 +170,13 @@ def _example(name: str, loss: Callable[..., Any], params: Any, batch: tuple[Any,
     check_batch(name, batch)
     check_differentiable(name, params, "argument 0")
 
-    def checked(params: Any, *example: Any) -> Any:
+    def of_example(params: Any, *example: Any) -> Any:
         return scalar(name, loss(params, *example), has_aux)
 
-    plan = taps.plan(checked, params, *first(batch), has_aux=has_aux)
+    plan = taps.plan(of_example, params, *first(batch), has_aux=has_aux)
 
     def one(*example: Any) -> tuple[Tensor, list[Tensor | list[Factors]], Any]:
-        value, pullback, inputs, *aux = plan.vjp(checked, params, *example, has_aux=has_aux)
+        value, pullback, inputs, *aux = plan.vjp(of_example, params, *example, has_aux=has_aux)
         deltas, grads = pullback(torch.ones_like(value))
         gradients: dict[int, Tensor | list[Factors]] = dict(zip(plan.free, grads, strict=True))
         squares = [(grad * grad).sum() for grad in grads]

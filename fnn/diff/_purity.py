@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnn import tree
+from fnn.diff._composed import by_operators as attention_by_operators  # noqa: F401
+from fnn.diff._composed import through
 
 _CURE = "draw with fnn.random from a key that the function takes as an argument, or use fnn.nn.Dropout with a key"
 
@@ -26,16 +27,11 @@ def call(name: str, run: Callable[..., Any], *values: Any) -> Any:
     if torch.compiler.is_compiling():
         return _traced_call(name, run, *values)
     if get_interpreter_stack():
-        return run(*values)
+        return _explained(name, run, *values)
     tensors = [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor) and not leaf.is_inference()]
     versions = [leaf._version for leaf in tensors]
     states = _generator_states()
-    try:
-        result = run(*values)
-    except RuntimeError as error:
-        if (message := _explanation(str(error))) is None:
-            raise
-        raise RuntimeError(f"{name}: {message}") from error
+    result = _explained(name, run, *values)
     if any(not torch.equal(old, new) for old, new in zip(states, _generator_states(), strict=True)):
         # Another thread may have drawn, so the function is run again to see whether it does.
         with _RefuseRandomOperators(name):
@@ -48,6 +44,15 @@ def call(name: str, run: Callable[..., Any], *values: Any) -> Any:
                 "than once; write x = x + 1, not x += 1 or x.add_(1), or clone the argument first"
             )
     return result
+
+
+def _explained(name: str, run: Callable[..., Any], *values: Any) -> Any:
+    try:
+        return run(*values)
+    except RuntimeError as error:
+        if (message := explanation(str(error))) is None:
+            raise
+        raise RuntimeError(f"{name}: {message}") from error
 
 
 _traced_depth = 0  # of the transforms that are being compiled; Dynamo does not show the stack of torch's
@@ -66,22 +71,22 @@ def _traced_call(name: str, run: Callable[..., Any], *values: Any) -> Any:
         _traced_depth -= 1
 
 
-def attention_by_operators() -> Any:
-    """A context in which attention is computed by operators that have every derivative.
-
-    The fused kernels of `scaled_dot_product_attention` have neither forward-mode nor second derivatives on the CPU.
-    """
-    return sdpa_kernel(SDPBackend.MATH)
-
-
 def is_nested() -> bool:
     """Whether a transform that differentiates is already active around this call."""
-    if torch.compiler.is_compiling():
-        return _traced_depth > 1
     return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in get_interpreter_stack() or ())
 
 
-def _explanation(message: str) -> str | None:
+def is_outermost() -> bool:
+    """Whether no transform is active around this call, `vmap` neither."""
+    return not get_interpreter_stack()
+
+
+# Dynamo enters the same levels while it traces.
+is_nested._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_outermost._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def explanation(message: str) -> str | None:
     """A cure for an error of torch's about functions that transforms do not take, or None."""
     if "data-dependent control flow" in message or "vmap: It looks like you're calling .item()" in message:
         return (
@@ -142,7 +147,7 @@ class _RefuseRandomFunctions(TorchFunctionMode):
             raise TypeError(
                 f"{self.name}: {func.__name__} draws from torch's global generator, which no key controls; {_CURE}"
             )
-        return func(*args, **kwargs)
+        return through(func, args, kwargs)
 
 
 _RANDOM = frozenset(

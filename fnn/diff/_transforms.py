@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.diff._arguments import Argnums, at, check_differentiable, check_function, check_tensors, own_code, split_aux
-from fnn.diff._purity import attention_by_operators, call, is_nested
+from fnn.diff._composed import by_operators
+from fnn.diff._purity import call, is_nested
 
 
 def grad(f: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Callable[..., Any]:
@@ -70,7 +71,8 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         (tensor([1., 2.]),)
     """
     check_function("vjp", f)
-    output, back, aux = call("vjp", lambda *values: pullback_of("vjp", f, values, has_aux), *primals)
+    composed = torch.is_grad_enabled() and any(getattr(leaf, "requires_grad", False) for leaf in tree.leaves(primals))
+    output, back, aux = call("vjp", lambda *values: pullback_of("vjp", f, values, has_aux, composed), *primals)
 
     def pullback(cotangent: Any) -> Any:
         tree.check_like(output, cotangent, "the cotangent of vjp")
@@ -113,7 +115,7 @@ def linearize(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> An
         (tensor([2., 0.]), tensor([0., 4.]))
     """
     check_function("linearize", f)
-    with attention_by_operators():
+    with by_operators():
         output, pullback, aux = call(
             "linearize", lambda *values: pullback_of("linearize", f, values, has_aux), *primals
         )
@@ -121,17 +123,22 @@ def linearize(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> An
 
     def f_jvp(*tangents: Any) -> Any:
         tree.check_like(primals, tangents, "the tangents of f_jvp")
-        with attention_by_operators():
+        with by_operators():
             return transposed(tangents)[0]
 
     return (output, f_jvp, aux) if has_aux else (output, f_jvp)
 
 
-def pullback_of(name: str, f: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool) -> tuple[Any, Any, Any]:
-    """`(output, pullback, aux)` of `f` at the primals; aux is () without has_aux."""
+def pullback_of(
+    name: str, f: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool, composed: bool = False
+) -> tuple[Any, Any, Any]:
+    """`(output, pullback, aux)` of `f` at the primals; aux is () without has_aux.
+
+    composed: the pullback is to be batched, and that differentiated: see `by_operators`.
+    """
     for index, primal in enumerate(primals):
         check_differentiable(name, primal, f"argument {index}")
-    with attention_by_operators() if is_nested() else nullcontext():
+    with by_operators() if composed or is_nested() else nullcontext():
         if has_aux:
             output, pullback, aux = torch.func.vjp(_with_aux(name, f), *primals, has_aux=True)  # type: ignore[misc]
             return output, pullback, aux
@@ -143,12 +150,22 @@ def pushforward(
     name: str, f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...], has_aux: bool
 ) -> tuple[Any, Any, Any]:
     """`(output, tangent, aux)` of `f` at checked primals; aux is () without has_aux."""
-    with attention_by_operators():
+    primals = tree.map(_own_memory, primals)
+    with by_operators():
         if has_aux:
             output, tangent, aux = torch.func.jvp(_with_aux(name, f), primals, tangents, has_aux=True)  # type: ignore[misc]
             return output, tangent, aux
         output, tangent = torch.func.jvp(_without_aux(name, f), primals, tangents)  # type: ignore[misc]
         return output, tangent, ()
+
+
+def _own_memory(leaf: Tensor) -> Tensor:
+    """The primal, or a copy of one that shares memory, for which torch's forward mode fails.
+
+    Writes into an expanded tensor are refused, and the compiler refuses a view with a tangent that is none.
+    """
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True))
+    return leaf.clone() if expanded or (torch.compiler.is_compiling() and leaf._base is not None) else leaf
 
 
 def _with_aux(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -192,9 +209,11 @@ def scalar(name: str, output: Any, holomorphic: bool = False) -> Tensor:
             "through has_aux=True, and use fnn.jacobian for a tree of outputs"
         )
     if output.dim() != 0:
+        second = name in ("hessian", "hessian_diagonal", "hvp")
+        instead = "fnn.jacobian(fnn.jacobian(f))" if second else "fnn.jacobian, or fnn.vjp with a cotangent"
         raise ValueError(
             f"{name}: the function must return one number, got shape {tuple(output.shape)}; reduce it with .sum() or "
-            ".mean(), or use fnn.jacobian, or fnn.vjp with a cotangent"
+            f".mean(), or use {instead}"
         )
     if holomorphic and output.is_complex():
         return output

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fnn import tree
+from fnn.diff._composed import composed
 from fnn.diff._forward_laplacian._carried import Carried, Unsupported
 from fnn.diff._forward_laplacian._rules import OF_STAND_IN, RULES, name_of, title
 from fnn.diff._seeds import unit_vectors
@@ -77,7 +78,7 @@ class _Follower(TorchFunctionMode):
         # Many a method passes out=None or dtype=None on.
         options = {name: self._operand(value, found) for name, value in kwargs.items() if value is not None}
         if not found:
-            return func(*args, **kwargs)
+            return composed(func, args, kwargs)
         name = name_of(func)
         if name in OF_STAND_IN:
             return func(*args, **kwargs)

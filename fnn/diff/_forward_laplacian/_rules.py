@@ -128,10 +128,12 @@ METADATA = [
     "is_contiguous",
     "element_size",
     "get_device",
+    "is_inference",
     "len",
 ]
 PROPERTIES = (
-    "shape dtype device ndim layout is_cuda is_cpu is_sparse is_meta is_mps is_xpu requires_grad itemsize nbytes"
+    "shape dtype device ndim layout is_cuda is_cpu is_sparse is_meta is_mps is_xpu requires_grad itemsize nbytes "
+    "_version _base"
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.diff._arguments import Argnums, check_function
+from fnn.diff._purity import call
 from fnn.diff._sparse.flat import FlatFunction
 from fnn.diff._sparse.index_sets import rows_and_columns
 from fnn.diff._sparse.pattern import SparsityPattern, sorted_pattern
@@ -34,7 +35,8 @@ def jacobian_sparsity(f: Callable[..., Any], *args: Any, argnums: Argnums = 0, *
         SparsityPattern(3x4, nnz=6)
     """
     check_function("jacobian_sparsity", f)
-    return detect(FlatFunction("jacobian_sparsity", f, argnums, False, False), args, kwargs)[0]
+    function = FlatFunction("jacobian_sparsity", f, argnums, False, False)
+    return call(function.name, detect, function, args, kwargs)[0]
 
 
 def hessian_sparsity(f: Callable[..., Any], *args: Any, argnums: Argnums = 0, **kwargs: Any) -> SparsityPattern:
@@ -50,7 +52,8 @@ def hessian_sparsity(f: Callable[..., Any], *args: Any, argnums: Argnums = 0, **
                 [0, 0, 0]], dtype=torch.int32)
     """
     check_function("hessian_sparsity", f)
-    return detect(FlatFunction("hessian_sparsity", f, argnums, False, True), args, kwargs)[0]
+    function = FlatFunction("hessian_sparsity", f, argnums, False, True)
+    return call(function.name, detect, function, args, kwargs)[0]
 
 
 def detect(

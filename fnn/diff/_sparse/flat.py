@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.diff._arguments import Argnums, at, check_tensors, split_aux
+from fnn.diff._composed import by_operators
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,9 @@ class FlatFunction:
         def function(x: Tensor) -> Any:
             parts = torch.split(x, sizes) if len(sizes) > 1 else [x]
             restored = [p.reshape(s).to(d) for p, s, d in zip(parts, shapes, dtypes, strict=True)]
-            value, aux = split_aux(self.name, of_selected(tree.unflatten(structure, restored)), self.has_aux)
+            with by_operators():
+                output = of_selected(tree.unflatten(structure, restored))
+            value, aux = split_aux(self.name, output, self.has_aux)
             return self._flat_output(value), (value, aux)
 
         return function, _joined(leaves)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fnn.diff._arguments import Argnums, check_function
+from fnn.diff._purity import call
 from fnn.diff._sparse.detect import detect
 from fnn.diff._sparse.flat import FlatFunction, input_shapes
 from fnn.diff._sparse.pattern import SparsityPattern
@@ -46,6 +47,10 @@ class SparseDerivative:
                 f"{function.name}: detection and coloring cannot run inside torch.compile or a transform; prepare "
                 f"outside, J = fnn.{function.name}(f).prepare(*args), and use J.values inside"
             )
+        return call(function.name, self._prepared_at, args, kwargs)
+
+    def _prepared_at(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PreparedDerivative:
+        function = self._function
         _, x = function.bind(args, kwargs)
         if self._pattern is None:
             pattern, traced = detect(function, args, kwargs, self._mode)

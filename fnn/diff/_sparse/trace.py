@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fnn.diff._purity import explanation
+
 POINTWISE = torch.Tag.pointwise
 
 
@@ -58,6 +60,8 @@ def _trace(name: str, f: Callable, arguments: tuple[Tensor, ...], decompositions
                 f"{name}: the function branches on the values of tensors (if, while, .item(), bool()), so its pattern "
                 "cannot be read from one trace; use torch.where, or give the pattern: pattern="
             ) from error
+        if explanation(str(error)) is not None:
+            raise
         first = str(error).splitlines()[0]
         raise ValueError(f"{name}: the function could not be traced ({first}); give the pattern: pattern=") from error
     graph.graph.eliminate_dead_code()

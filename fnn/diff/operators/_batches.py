@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._purity import attention_by_operators
+from fnn.diff._purity import attention_by_operators, call
 from fnn.diff.operators._operator import LinearOperator
 from fnn.diff.operators._vectors import check_real, over_columns
 
@@ -57,11 +57,12 @@ class DataOperator(LinearOperator):
         return self._over_batches(self._block_product, columns)
 
     def _over_batches(self, product: Callable[..., Tensor], v: Tensor) -> Tensor:
+        name = type(self).__name__
         if self._loader is None:
-            return product(v, *next(self._batches()))
+            return call(name, product, v, *next(self._batches()))
         total = torch.zeros_like(v)
         for weight, batch in zip(self._weights, self._batches(), strict=True):
-            total = total + weight * product(v, *batch)
+            total = total + weight * call(name, product, v, *batch)
         return total
 
     def _batches(self) -> Iterator[tuple[Any, ...]]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from fnn.diff._arguments import check_function
-from fnn.diff._purity import attention_by_operators, call
+from fnn.diff._purity import call
+from fnn.diff._transforms import pushforward
 from fnn.diff.operators._operator import LinearOperator
 from fnn.diff.operators._vectors import check_real
 
@@ -36,8 +37,7 @@ class JacobianOperator(LinearOperator):
         value = call("JacobianOperator", f, x)
 
         def forward(v: Any) -> Any:
-            with attention_by_operators():
-                return torch.func.jvp(f, (x,), (v,))[1]
+            return pushforward("JacobianOperator", f, (x,), (v,), False)[1]
 
         def backward(w: Any) -> Any:
             return torch.func.vjp(f, x)[1](w)[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fnn.diff._arguments import check_function, check_tensors
 from fnn.diff.operators._jacobian import JacobianOperator
 from fnn.diff.operators._operator import LinearOperator
 from fnn.diff.operators._vectors import check_real
@@ -35,8 +36,15 @@ class NTKOperator(LinearOperator):
     """
 
     def __init__(self, f: Callable[[Any, Any], Any], params: Any, x: Any, *, chunk_size: int | None = None) -> None:
+        check_function("NTKOperator", f)
         check_real("NTKOperator", params, "params")
-        jacobian = JacobianOperator(lambda p: torch.vmap(f, (None, 0))(p, x), params)
+
+        def output(params: Any, x: Any) -> Any:
+            value = f(params, x)
+            check_tensors("NTKOperator", value)
+            return value
+
+        jacobian = JacobianOperator(lambda p: torch.vmap(output, (None, 0))(p, x), params)
         forward, backward = jacobian._apply, jacobian._apply_transposed
         assert backward is not None
         super().__init__(lambda w: forward(backward(w)), jacobian.codomain, symmetric=True, chunk_size=chunk_size)

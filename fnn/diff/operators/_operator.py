@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.diff._arguments import check_function, check_tensors
+from fnn.diff._purity import call
 from fnn.diff.operators._lanczos import Eigenpairs, eigsh, logdet
 from fnn.diff.operators._scipy import to_scipy
 from fnn.diff.operators._solve import solve
@@ -138,10 +139,10 @@ class LinearOperator:
     # What a kind of operator defines: its product with one vector, and with the columns of a matrix at a time.
 
     def _vector(self, v: Tensor) -> Tensor:
-        return self._product(v)
+        return call(type(self).__name__, self._product, v)
 
     def _block(self, columns: Tensor) -> Tensor:
-        return self._block_product(columns)
+        return call(type(self).__name__, self._block_product, columns)
 
     def _matrix(self, columns: Tensor) -> Tensor:
         if columns.shape[1] == 0:
