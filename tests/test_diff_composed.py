@@ -146,3 +146,38 @@ def test_running_averages_are_updated_as_torch_updates_them():
     with by_operators():
         F.batch_norm(X, *averages, training=True)
     torch.testing.assert_close(averages, expected)
+
+
+# torch has no forward derivative of these losses' gradients.
+LOSSES = {
+    "mse": lambda y, t: F.mse_loss(y, t),
+    "mse, summed": lambda y, t: F.mse_loss(y, t, reduction="sum"),
+    "huber": lambda y, t: F.huber_loss(y, t, "mean", 0.3),
+    "soft margin": lambda y, t: F.soft_margin_loss(y, t.sign()),
+    "mse module": lambda y, t: torch.nn.MSELoss()(y, t),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_without_a_forward_derivative_of_their_gradient(name, fast_compile):
+    model, loss = lambda w: torch.tanh(w.mT @ X[0]), lambda y: LOSSES[name](y, DIRECTION[0])
+    value = loss(model(W))
+    with by_operators():
+        torch.testing.assert_close(loss(model(W)), value)
+    gradient = torch.func.grad(lambda v: loss(model(v)))
+    expected = torch.func.jacrev(gradient)(W)
+    J = torch.func.jacrev(model)(W).flatten(1)
+    gauss_newton = (J.mT @ torch.func.jacrev(torch.func.grad(loss))(model(W)) @ J @ ALONG.flatten()).reshape(3, 3)
+    product = torch.einsum("ijkl,kl->ij", expected, ALONG)
+
+    def everything(w, along):
+        f = lambda v: loss(model(v))
+        return diff.hessian(f)(w), diff.hvp(f, w, along), diff.gnvp(model, loss, w, along)
+
+    results = {
+        "eager": everything(W, ALONG),
+        "compiled": torch.compile(everything, fullgraph=True)(W, ALONG),
+        "vmapped": tuple(out[0] for out in torch.compile(vmap(everything), fullgraph=True)(W[None], ALONG[None])),
+    }
+    for way, found in results.items():
+        torch.testing.assert_close(found, (expected, product, gauss_newton), msg=way)

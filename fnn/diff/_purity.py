@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnn import tree
-from fnn.diff._composed import by_operators as attention_by_operators  # noqa: F401
 from fnn.diff._composed import through
 
 _CURE = "draw with fnn.random from a key that the function takes as an argument, or use fnn.nn.Dropout with a key"

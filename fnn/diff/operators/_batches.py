@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._purity import attention_by_operators, call
+from fnn.diff._composed import by_operators
+from fnn.diff._purity import call
 from fnn.diff.operators._operator import LinearOperator
 from fnn.diff.operators._vectors import check_real, over_columns
 
@@ -44,7 +45,7 @@ class DataOperator(LinearOperator):
         self._apply_transposed = None
 
         def without_fused_attention(v: Any, *batch: Any) -> Any:
-            with attention_by_operators():
+            with by_operators():
                 return product(v, *batch)
 
         self._product = self._of_trees(without_fused_attention)
