@@ -130,21 +130,38 @@ def gnvp(
     check_function("gnvp", loss)
     points, directions = paired("gnvp", primals, tangents)
 
+    def curvature(output: Any, tangent: Any) -> tuple[Any, Any]:
+        def gradient(prediction: Any) -> Any:
+            number, _, grads = value_aux_grad("gnvp", loss, prediction, False)
+            return grads, number
+
+        _, pullback, number = pullback_of("gnvp", gradient, (output,), True)
+        return pullback(tangent)[0], number
+
     def run(*values: Any) -> Any:
-        with by_operators():
-            output, pullback, aux = pullback_of("gnvp", model, values, has_aux)
-            # J v is the transposed pullback's: the model is evaluated once, and torch lacks some forward modes.
-            tangent = torch.func.vjp(pullback, tree.map(torch.zeros_like, output))[1](directions)[0]
+        return sandwich("gnvp", model, values, directions, curvature, has_aux)
 
-            def gradient(prediction: Any) -> Any:
-                number, _, grads = value_aux_grad("gnvp", loss, prediction, False)
-                return grads, number
-
-            _, curvature, number = pullback_of("gnvp", gradient, (output,), True)
-            return number, aux, pullback(curvature(tangent)[0])
-
-    number, aux, product = call("gnvp", run, *points)
+    product, number, aux = call("gnvp", run, *points)
     product = product if type(primals) is tuple else product[0]
     if value:
         return ((number, aux) if has_aux else number), product
     return (product, aux) if has_aux else product
+
+
+def sandwich(
+    name: str,
+    model: Callable[..., Any],
+    points: tuple[Any, ...],
+    directions: tuple[Any, ...],
+    middle: Callable[[Any, Any], tuple[Any, Any]],
+    has_aux: bool = False,
+) -> tuple[Any, Any, Any]:
+    """`(J^T c, extra, aux)` with J the Jacobian of the model at the points and `(c, extra) = middle(output, J v)`.
+
+    J v is the transposed pullback's: the model is evaluated once, and torch lacks some forward modes.
+    """
+    with by_operators():
+        output, pullback, aux = pullback_of(name, model, points, has_aux)
+        tangent = torch.func.vjp(pullback, tree.map(torch.zeros_like, output))[1](directions)[0]
+        cotangent, extra = middle(output, tangent)
+        return pullback(cotangent), extra, aux

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fnn import random
 from fnn.diff._arguments import check_function
+from fnn.diff._hessian import sandwich
 from fnn.diff._purity import call
 from fnn.diff.operators._batches import DataOperator, Reduction
 from fnn.diff.operators._likelihood import (
@@ -83,16 +83,16 @@ class FisherOperator(DataOperator):
         self._key = key
 
         def product(v: Any, x: Any, y: Any = None, key: Any = None) -> Any:
-            outputs, tangent, *_ = torch.func.jvp(lambda p: model(p, x), (params,), (v,))
-            if kind == "exact":
-                cotangent = information_product(outputs, tangent, likelihood)
-            elif kind == "sampled":
-                cotangent = mean_outer_product(sampled_scores(outputs, likelihood, key, samples), tangent)
-            else:
-                cotangent = mean_outer_product(score(outputs, y, likelihood)[None], tangent)
-            if reduction == "mean":
-                cotangent = cotangent / outputs.shape[0]
-            return torch.func.vjp(lambda p: model(p, x), params)[1](cotangent)[0]
+            def information(outputs: Tensor, tangent: Tensor) -> tuple[Tensor, None]:
+                if kind == "exact":
+                    cotangent = information_product(outputs, tangent, likelihood)
+                elif kind == "sampled":
+                    cotangent = mean_outer_product(sampled_scores(outputs, likelihood, key, samples), tangent)
+                else:
+                    cotangent = mean_outer_product(score(outputs, y, likelihood)[None], tangent)
+                return cotangent / outputs.shape[0] if reduction == "mean" else cotangent, None
+
+            return sandwich("FisherOperator", lambda p: model(p, x), (params,), (v,), information)[0][0]
 
         if x is None and loader is None:
             raise ValueError("FisherOperator: expected a batch, x, or loader=")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-
 from fnn.diff._arguments import check_function
+from fnn.diff._hessian import gnvp
 from fnn.diff._purity import call
 from fnn.diff._transforms import scalar
 from fnn.diff.operators._batches import DataOperator, Reduction
-from fnn.diff.operators._hessian import symmetric_product
 from fnn.diff.operators._vectors import check_real
 
 
@@ -55,9 +53,7 @@ class GGNOperator(DataOperator):
         check_function("GGNOperator", loss)
 
         def product(v: Any, x: Any, *targets: Any) -> Any:
-            outputs, tangent, *_ = torch.func.jvp(lambda p: model(p, x), (params,), (v,))
-            cotangent = symmetric_product(lambda o: loss(o, *targets), outputs, tangent)
-            return torch.func.vjp(lambda p: model(p, x), params)[1](cotangent)[0]
+            return gnvp(lambda p: model(p, x), lambda outputs: loss(outputs, *targets), (params,), (v,))[0]
 
         super().__init__(product, params, data, loader, reduction, chunk_size)
         batch = next(self._batches())

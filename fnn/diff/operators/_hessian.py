@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-
 from fnn.diff._arguments import check_function
+from fnn.diff._hessian import hvp
 from fnn.diff._purity import call
 from fnn.diff._transforms import scalar
 from fnn.diff.operators._batches import DataOperator, Reduction
-
-
-def symmetric_product(f: Callable[[Any], Any], x: Any, v: Any) -> Any:
-    """The Hessian of f at x times v, reverse over reverse: several of torch's losses have no derivative forwards."""
-    return torch.func.vjp(torch.func.grad(f), x)[1](v)[0]
 
 
 class HessianOperator(DataOperator):
@@ -56,7 +50,7 @@ class HessianOperator(DataOperator):
         check_function("HessianOperator", loss)
 
         def product(v: Any, *batch: Any) -> Any:
-            return symmetric_product(lambda p: loss(p, *batch), params, v)
+            return hvp(lambda p: loss(p, *batch), (params,), (v,))[0]
 
         super().__init__(product, params, data, loader, reduction, chunk_size)
         scalar("HessianOperator", call("HessianOperator", loss, params, *next(self._batches())))
