@@ -31,6 +31,7 @@ from fnn.diff import PreparedDerivative as PreparedDerivative
 from fnn.diff import SparsityPattern as SparsityPattern
 from fnn.diff import auto_chunk_size as auto_chunk_size
 from fnn.diff import bilaplacian as bilaplacian
+from fnn.diff import cg as cg
 from fnn.diff import check_grads as check_grads
 from fnn.diff import clipped_grad as clipped_grad
 from fnn.diff import custom_jvp as custom_jvp

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from fnn.diff._custom_jvp import custom_jvp, stop_gradient
-from fnn.diff._custom_vjp import custom_vjp
+from fnn import custom_jvp, custom_vjp, stop_gradient
 
 POINT = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 DIRECTION = torch.tensor([1.0, 0.5, -2.0], dtype=torch.float64)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import fnn
-from fnn.diff._divergence import divergence
-from fnn.diff._hessian_diagonal import hessian_diagonal
+from fnn import divergence, hessian_diagonal
 
 DOUBLE = torch.float64
 KEY = fnn.random.key(0)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import fnn
-from fnn import diff
-from fnn.diff._check_grads import check_grads
+from fnn import check_grads, diff
 
 POINT = torch.tensor([0.3, -0.8, 1.4])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
-from fnn.diff._implicit import implicit_diff
+from fnn import cg, implicit_diff
 
 THETA = torch.tensor([4.0, 9.0], dtype=torch.float64)
 
@@ -42,18 +42,7 @@ def test_square_root_by_newton(transform, expected, compiled, fast_compile):
     torch.testing.assert_close(run(THETA), expected)
 
 
-def conjugate_gradient(matvec, b):
-    x, r = torch.zeros_like(b), b
-    p = r
-    for _ in range(b.shape[0]):
-        image = matvec(p)
-        step = (r @ r) / (p @ image).clamp(min=1e-300)
-        x, new = x + step * p, r - step * image
-        p, r = new + (new @ new) / (r @ r).clamp(min=1e-300) * p, new
-    return x
-
-
-@pytest.mark.parametrize("solve", [None, conjugate_gradient])
+@pytest.mark.parametrize("solve", [None, cg])
 def test_ridge_regression(solve):
     torch.manual_seed(0)
     data, labels = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
@@ -114,3 +103,18 @@ def test_errors():
     other = implicit_diff(lambda x, a: {"r": x**2 - a})(lambda x0, a: torch.sqrt(a))
     with pytest.raises(ValueError, match="the residual must return a tree like x"):
         grad(lambda a: other(x0, a))(a)
+
+
+def test_cg(fast_compile):
+    draws = torch.Generator().manual_seed(0)
+    root = torch.randn(5, 5, dtype=torch.float64, generator=draws)
+    matrix, b = root @ root.mT + torch.eye(5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    expected = torch.linalg.solve(matrix, b.mT).mT
+    solve = torch.vmap(lambda b: cg(lambda x: matrix @ x, b))
+    torch.testing.assert_close(solve(b), expected)
+    torch.testing.assert_close(torch.compile(solve, fullgraph=True)(b), expected)
+    assert torch.equal(cg(lambda x: matrix @ x, torch.zeros_like(b[0])), torch.zeros_like(b[0]))
+    assert cg(lambda x: matrix @ x, b[0], steps=1).isnan().all()  # never a wrong number
+    assert cg(lambda x: torch.tensor([1.0, -1.0]) * x, torch.ones(2)).isnan().all()
+    with pytest.raises(ValueError, match=r"vector \(n,\), got torch.float32 of shape \(1, 2\)"):
+        cg(lambda x: x, torch.ones(1, 2))

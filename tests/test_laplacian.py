@@ -7,9 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fnn
-from fnn import nn, ops
-from fnn.diff._bilaplacian import bilaplacian
-from fnn.diff._laplacian import explain_laplacian, laplacian
+from fnn import bilaplacian, explain_laplacian, laplacian, nn, ops
 
 DOUBLE = torch.float64
 

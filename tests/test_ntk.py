@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fnn import nn, random, tree
-from fnn.diff._ntk import ntk, ntk_cost
+from fnn import nn, ntk, ntk_cost, random, tree
 
 DTYPE = torch.float64
 METHODS = ("structured", "products", "contraction")

@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fnn import nn, random, tree
-from fnn.diff._per_sample import clipped_grad, per_sample_grad, per_sample_grad_norm
+from fnn import clipped_grad, nn, per_sample_grad, per_sample_grad_norm, random, tree
 
 DTYPE = torch.float64
 
@@ -244,7 +243,7 @@ def test_other_errors():
 MEASURED = """
 import torch
 from fnn import ops
-from fnn.diff._per_sample import per_sample_grad_norm
+from fnn import per_sample_grad_norm
 import torch.nn.functional as F
 torch.manual_seed(0)
 sizes = (784, 512, 512, 10)

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from fnn import random
-from fnn.diff._remat import remat
+from fnn import random, remat
 
 POINT = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fnn.diff._sparse import SparsityPattern, sparse_hessian, sparse_jacobian
+from fnn import SparsityPattern, sparse_hessian, sparse_jacobian
 
 
 def brusselator(y, a=1.0, b=3.4, diffusion=10.0):

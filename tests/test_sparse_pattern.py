@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import triton_kernels
-from fnn.diff._sparse import SparsityPattern, hessian_sparsity, jacobian_sparsity
+from fnn import SparsityPattern, hessian_sparsity, jacobian_sparsity
 
 INDEX = torch.tensor([2, 0, 3])
 MASK = torch.tensor([True, False, True, True])
@@ -266,7 +266,7 @@ def test_patterns_from_every_form():
 
 
 def test_a_custom_rule_counts_and_not_what_it_replaces():
-    from fnn.diff._custom_vjp import custom_vjp
+    from fnn import custom_vjp
 
     straight_through = custom_vjp(torch.round)
     straight_through.defvjp(lambda x: (x.round(), None), lambda _, grad: (grad,))

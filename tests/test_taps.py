@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fnn import ops, tree
-from fnn.diff._tap import tap, tap_grads
+from fnn import ops, tap, tap_grads, tree
 from fnn.ops import _taps as taps
 
 DTYPE = torch.float64

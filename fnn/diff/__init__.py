@@ -1,6 +1,7 @@
 """Derivatives of pure functions: gradients, Jacobians, Hessians, kernels, operators, with one vocabulary."""
 
 from fnn.diff._bilaplacian import bilaplacian as bilaplacian
+from fnn.diff._cg import cg as cg
 from fnn.diff._check_grads import check_grads as check_grads
 from fnn.diff._custom_jvp import custom_jvp as custom_jvp
 from fnn.diff._custom_jvp import stop_gradient as stop_gradient
