@@ -181,3 +181,13 @@ def test_losses_without_a_forward_derivative_of_their_gradient(name, fast_compil
     }
     for way, found in results.items():
         torch.testing.assert_close(found, (expected, product, gauss_newton), msg=way)
+
+
+def test_edges_of_the_compositions():
+    residuals = torch.tensor([0.0, 0.3, 2.0])
+    curvature = diff.hessian(lambda x: F.huber_loss(x, torch.zeros(3), reduction="sum"))(residuals)
+    assert torch.equal(curvature, torch.diag(torch.tensor([1.0, 1.0, 0.0])))
+    singular = torch.ones(2, 2)
+    assert diff.jvp(torch.linalg.det, singular, torch.eye(2))[0] == 0
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        diff.jacobian(lambda x: F.layer_norm(x, (7,)))(torch.ones(5))

@@ -335,3 +335,19 @@ def test_inductor():
         return f_jvp(v), torch.vmap(f_jvp)(torch.eye(4, dtype=torch.float64))
 
     torch.testing.assert_close(compiled(linearized)(X, V), (3 * X**2 * V, torch.diag(3 * X**2)))
+
+
+def test_dropout_that_drops_nothing_is_allowed(fast_compile):
+    """In evaluation a module calls dropout with its switch off, by position."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()).eval()
+    params, x = dict(module.named_parameters()), torch.ones(1, 2)
+    loss = lambda params: torch.func.functional_call(module, params, (x,)).sum()
+    gradient = torch.compile(fnn.grad(loss), fullgraph=True)(params)
+    torch.testing.assert_close(gradient, torch.func.grad(loss)(params))
+    module.train()
+    with pytest.raises(Exception, match="global generator"):
+        torch.compile(fnn.grad(lambda params: loss(params) + 0), fullgraph=True)(params)
+
+
+def test_a_function_kept_from_the_compiler_is_not_a_compiled_one():
+    assert torch.equal(fnn.grad(torch.compiler.disable(lambda x: x.sum()))(torch.zeros(2)), torch.ones(2))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import fnn
 from fnn import SparsityPattern, sparse_hessian, sparse_jacobian
 
 
@@ -292,3 +293,15 @@ def test_a_pattern_may_be_detected_once_and_given_again():
     found = sparse_jacobian(squares).prepare(x).pattern
     assert isinstance(found, SparsityPattern)
     close(sparse_jacobian(squares, pattern=found)(x).to_dense(), torch.func.jacrev(squares)(x))
+
+
+def test_prepared_for_one_structure():
+    """Leaves of one shape in another order are other arguments."""
+    f = lambda p: torch.stack([p["a"][0] * p["b"][1], p["b"][0] ** 2])
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    J = sparse_jacobian(f)
+    J({"a": a, "b": b})
+    other = {"b": b, "a": a}
+    torch.testing.assert_close(J(other).to_dense(), fnn.jacobian(f, flat=True)(other))
+    with pytest.raises(ValueError, match="another structure"):
+        J.prepare({"a": a, "b": b}).values(other)

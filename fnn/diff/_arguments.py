@@ -23,8 +23,10 @@ def check_function(name: str, f: Any) -> None:
     if not callable(f):
         hint = f"; {name} takes the function first and returns a function: {name}(f)(x)" if _has_tensor(f) else ""
         raise TypeError(f"{name}: expected a function, got {type(f).__name__}{hint}")
-    # torch.compile marks functions by the first of these attributes and modules by the second.
-    if hasattr(f, "_torchdynamo_orig_callable") or hasattr(f, "_orig_mod"):
+    # torch.compile marks functions by the first of these attributes, as torch.compiler.disable does, and modules by the
+    # second.
+    marked = hasattr(f, "_torchdynamo_orig_callable") and not getattr(f, "_torchdynamo_disable", False)
+    if marked or hasattr(f, "_orig_mod"):
         raise TypeError(
             f"{name}: the function is already compiled, and a compiled function cannot be differentiated to every "
             f"order; compile the outside instead: torch.compile(fnn.{name}(f)), not fnn.{name}(torch.compile(f))"

@@ -48,9 +48,11 @@ class _Composed(TorchFunctionMode):
 
 
 def _layer_norm(
-    _: Any, input: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5,
+    func: Any, input: Tensor, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5,
     *__: Any, **___: Any,
 ) -> Tensor:  # fmt: skip
+    if tuple(input.shape[input.dim() - len(normalized_shape) :]) != tuple(normalized_shape):
+        return func(input, normalized_shape, weight, bias, eps)  # which says what does not fit
     out = _normalized(input, tuple(range(-len(normalized_shape), 0)), eps)
     out = out if weight is None else out * weight
     return (out if bias is None else out + bias).to(input.dtype)
@@ -67,6 +69,13 @@ def _batch_norm(
     if running_mean is not None:
         func(input, running_mean, running_var, weight, bias, training, momentum, eps)  # it updates the averages
     return _scaled(_normalized(input, (0, *range(2, input.dim())), eps), weight, bias).to(input.dtype)
+
+
+def _torch_batch_norm(
+    _: Any, input: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool,
+    momentum: float, eps: float, *__: Any, **___: Any,
+) -> Tensor:  # fmt: skip
+    return _batch_norm(F.batch_norm, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _instance_norm(
@@ -107,9 +116,9 @@ def _huber_loss(
 ) -> Tensor:
     if weight is not None:
         return func(input, target, reduction, delta, weight)
-    distance = (input - target).abs()
-    losses = torch.where(distance <= delta, distance.square() / 2, delta * (distance - delta / 2))
-    return _reduced(losses, reduction)
+    error = input - target
+    near = error.clamp(-delta, delta)
+    return _reduced(near * (error - near / 2), reduction)  # without |error|, whose second derivative at 0 would be lost
 
 
 def _soft_margin_loss(
@@ -156,7 +165,7 @@ def _logdet(A: Tensor) -> Tensor:
 
 def _pivots(A: Tensor) -> tuple[Tensor, Tensor]:
     """The diagonal of U in A = P L U, and the determinant of P."""
-    factors, pivots = torch.linalg.lu_factor(A)
+    factors, pivots, _ = torch.linalg.lu_factor_ex(A)  # singular matrices have a determinant too
     places = torch.arange(1, A.shape[-1] + 1, device=A.device)
     return factors.diagonal(dim1=-2, dim2=-1), (1 - 2 * ((pivots != places).sum(-1) % 2)).to(A.dtype)
 
@@ -165,6 +174,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
     F.instance_norm: _instance_norm,
     F.mse_loss: _mse_loss,
     F.huber_loss: _huber_loss,

@@ -37,12 +37,22 @@ def call(name: str, run: Callable[..., Any], *values: Any) -> Any:
             run(*values)
     for leaf, version in zip(tensors, versions, strict=True):
         if leaf._version != version:
-            path = next(path for path, other in tree.paths(values).items() if other is leaf)
             raise RuntimeError(
-                f"{name}: the function wrote into its argument {path!r} in place, and a transform may call it more "
+                f"{name}: the function wrote into {_place(values, leaf)} in place, and a transform may call it more "
                 "than once; write x = x + 1, not x += 1 or x.add_(1), or clone the argument first"
             )
     return result
+
+
+def _place(values: tuple[Any, ...], leaf: Tensor) -> str:
+    """Where among a call's values a leaf is, in words; the values are its arguments, or (selected, args, kwargs)."""
+    whole = len(values) == 3 and isinstance(values[1], tuple) and isinstance(values[2], dict)
+    for arguments in (values[1], values[2]) if whole else (values,):
+        for path, other in tree.paths(arguments).items():
+            if other is leaf:
+                index, _, rest = path.partition(".")
+                return f"leaf {rest!r} of argument {index}" if rest else f"argument {index}"
+    return "its argument"
 
 
 def _explained(name: str, run: Callable[..., Any], *values: Any) -> Any:
@@ -142,13 +152,31 @@ class _RefuseRandomFunctions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _RANDOM and kwargs.get("generator") is None and kwargs.get("training", True):
+        if func in _RANDOM and _draws(func, args, kwargs):
             raise TypeError(
                 f"{self.name}: {func.__name__} draws from torch's global generator, which no key controls; {_CURE}"
             )
         return through(func, args, kwargs)
 
 
+def _draws(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call of a random function draws anything; Dynamo passes the arguments on as they were written."""
+    if func not in _TRAINING:
+        return kwargs.get("generator") is None
+    place, default = _TRAINING[func]
+    training = args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", default))
+    rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+    return bool(training) and (place != 2 or rate != 0)
+
+
+# Where a function has the argument that turns its randomness on, and its default.
+_TRAINING = {
+    **{getattr(torch.nn.functional, name): (2, True) for name in ("dropout", "dropout1d", "dropout2d", "dropout3d")},
+    **{getattr(torch.nn.functional, name): (2, False) for name in ("alpha_dropout", "feature_alpha_dropout")},
+    **{getattr(torch, name): (2, True) for name in ("dropout", "alpha_dropout", "feature_dropout")},
+    torch.feature_alpha_dropout: (2, True),
+    torch.nn.functional.rrelu: (3, False),
+}
 _RANDOM = frozenset(
     getattr(torch, name)
     for name in (

@@ -72,8 +72,15 @@ class FlatFunction:
 
 
 def input_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What a prepared derivative is prepared for: the shapes of all tensors, in leaf order."""
-    return tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree.leaves((args, kwargs)))
+    """What a prepared derivative is prepared for: the structure of the arguments, then the shapes of their tensors."""
+    leaves, structure = tree.flatten((args, kwargs))
+    return (structure, *(tuple(leaf.shape) if isinstance(leaf, Tensor) else _constant(leaf) for leaf in leaves))
+
+
+def _constant(leaf: Any) -> tuple[str, Any]:
+    """What tells an argument that is no tensor from another: a number's or a word's value, else the object."""
+    plain = leaf is None or isinstance(leaf, bool | int | float | complex | str)
+    return type(leaf).__name__, leaf if plain else id(leaf)
 
 
 def place(names: dict[str, int], index: int) -> str:

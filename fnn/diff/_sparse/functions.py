@@ -25,7 +25,8 @@ class SparseDerivative:
     ) -> None:
         if mode not in ("auto", "fwd", "rev"):
             raise ValueError(f"{function.name}: mode must be 'auto', 'fwd' or 'rev', got {mode!r}")
-        if chunk_size is not None and (isinstance(chunk_size, bool) or chunk_size < 1):
+        whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+        if chunk_size is not None and (not whole or chunk_size < 1):
             raise ValueError(f"{function.name}: chunk_size must be a positive number of products, got {chunk_size!r}")
         self._function, self._pattern, self._mode = function, pattern, mode
         self._value, self._chunk_size, self._check = value, chunk_size, check

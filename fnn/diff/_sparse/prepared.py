@@ -58,9 +58,9 @@ class PreparedDerivative:
         With value=True and has_aux=True as `jacobian` returns them, the entries in the place of the matrix.
         """
         if (found := input_shapes(args, kwargs)) != self._shapes:
-            raise ValueError(
-                f"{self._function.name}: prepared for inputs of shapes {self._shapes}, got {found}; prepare again"
-            )
+            known, given = self._shapes[1:], found[1:]
+            what = f"shapes {known}, got {given}" if known != given else "another structure"
+            raise ValueError(f"{self._function.name}: prepared for inputs of {what}; prepare again")
         flat, x = self._function.bind(args, kwargs)
         products, (value, aux) = call(self._function.name, lambda x, *_: self._products(flat, x), x, args, kwargs)
         entries = products.reshape(-1).index_select(0, self._places)
