@@ -191,3 +191,19 @@ def test_edges_of_the_compositions():
     assert diff.jvp(torch.linalg.det, singular, torch.eye(2))[0] == 0
     with pytest.raises(RuntimeError, match="normalized_shape"):
         diff.jacobian(lambda x: F.layer_norm(x, (7,)))(torch.ones(5))
+
+
+def test_weight_norm_curves_as_its_formula():
+    size = draw(3, 1)
+    f = lambda v: torch._weight_norm(v, size, 0).sin().sum()
+    expected = torch.func.hessian(lambda v: (v * (size / v.norm(dim=1, keepdim=True))).sin().sum())(W)
+    torch.testing.assert_close(diff.hessian(f)(W), expected)
+    torch.testing.assert_close(diff.hvp(f, W, ALONG), torch.einsum("ijkl,kl->ij", expected, ALONG))
+
+
+def test_a_hessian_takes_reverse_mode_where_there_is_no_other():
+    grid = torch.full((1, 2, 2, 2), 0.1, **DOUBLE)
+    f = lambda x: F.grid_sample(x[None, None], grid, align_corners=False).square().sum()
+    torch.testing.assert_close(diff.hessian(f)(W), diff.hessian(f, mode="rev")(W))
+    with pytest.raises(NotImplementedError):
+        diff.hessian(f, mode="fwd")(W)

@@ -205,3 +205,10 @@ def test_compiled(fast_compile):
     K = KFACOperator(mlp, mlp_params(), normal(3, 4, 2))
     v = normal(4, K.shape[0])
     close(torch.compile(lambda u: K @ u, fullgraph=True)(v), K @ v)
+
+
+def test_a_leaf_used_both_ways_round_is_refused():
+    tied = {"e": torch.randn(5, 3)}
+    model = lambda p, i: torch.nn.functional.embedding(i, p["e"]).tanh() @ p["e"].t()
+    with pytest.raises(ValueError, match="'e' is used both ways round"):
+        KFACOperator(model, tied, torch.tensor([0, 1, 2]))

@@ -183,3 +183,11 @@ def test_errors_say_what_came(message):
     with pytest.raises((ValueError, TypeError)) as error:
         ntk(**arguments)
     assert message in str(error.value)
+
+
+def test_a_bias_that_broadcasts():
+    params = {"w": torch.randn(2, 3, dtype=torch.float64), "b": torch.randn(1, dtype=torch.float64)}
+    f = lambda p, x: torch.nn.functional.linear(x, p["w"], p["b"]).tanh()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    structured, contracted = (ntk(f, params, x, method=method) for method in ("structured", "contraction"))
+    torch.testing.assert_close(structured, contracted)

@@ -305,3 +305,10 @@ def test_prepared_for_one_structure():
     torch.testing.assert_close(J(other).to_dense(), fnn.jacobian(f, flat=True)(other))
     with pytest.raises(ValueError, match="another structure"):
         J.prepare({"a": a, "b": b}).values(other)
+
+
+def test_leaves_of_two_dtypes():
+    mixed = {"a": torch.randn(3), "b": torch.randn(3, dtype=torch.float64)}
+    f = lambda p: (p["a"].double() * p["b"] ** 2).sum()
+    expected = fnn.hessian(f, flat=True)(mixed)
+    torch.testing.assert_close(sparse_hessian(f)(mixed).to_dense().to(expected.dtype), expected, rtol=1e-6, atol=1e-6)

@@ -2,8 +2,9 @@
 
 Measured on torch 2.11 to 2.15, against finite differences: a reverse pass over `jvp`, and `vmap` of a pullback inside
 a derivative, are wrong for layer norm, batch norm and instance norm, whose formulas take the mean and the deviation
-for constants; before 2.15 a reverse pass over `jvp` is wrong for solve, det and slogdet. Fused attention has neither
-a forward nor a second derivative, and some losses' gradients have no forward derivative.
+for constants, and any second derivative of weight norm; before 2.15 a reverse pass over `jvp` is wrong for solve, det
+and slogdet. Fused attention has neither a forward nor a second derivative, and some losses' gradients have no forward
+derivative.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def _batch_norm(
     if running_mean is not None:
         func(input, running_mean, running_var, weight, bias, training, momentum, eps)  # it updates the averages
     return _scaled(_normalized(input, (0, *range(2, input.dim())), eps), weight, bias).to(input.dtype)
+
+
+def _weight_norm(_: Any, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _torch_batch_norm(
@@ -175,6 +180,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_batch_norm,
+    torch._weight_norm: _weight_norm,
     F.instance_norm: _instance_norm,
     F.mse_loss: _mse_loss,
     F.huber_loss: _huber_loss,

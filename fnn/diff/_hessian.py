@@ -58,7 +58,12 @@ def hessian(
 
         def run(point: Any, *_: Any) -> Any:
             with by_operators():
-                return value_aux_jacobian(gradient, point, options)
+                if mode != "auto" or torch.compiler.is_compiling():
+                    return value_aux_jacobian(gradient, point, options)
+                try:
+                    return value_aux_jacobian(gradient, point, options)
+                except NotImplementedError:  # an operator whose derivative has no forward mode
+                    return value_aux_jacobian(gradient, point, options._replace(mode="rev"))
 
         _, (output, aux), result = call("hessian", run, selected, args, kwargs)
         if value:

@@ -185,7 +185,10 @@ _RANDOM = frozenset(
     )
 ) | frozenset(
     getattr(torch.nn.functional, name)
-    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "rrelu")
+    for name in (
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "rrelu",
+        "gumbel_softmax",
+    )
 ) | frozenset(
     getattr(Tensor, name)
     for name in (

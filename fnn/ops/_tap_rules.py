@@ -104,7 +104,7 @@ def linear(recorder: Any, input: Tensor, weight: Tensor, bias: Tensor | None = N
     leaf = recorder.shadows.get(weight)
     if leaf is None or weight.dim() != 2:
         return None
-    number, bias = recorder.addend(bias)
+    number, bias = recorder.addend(bias, weight.shape[0])
     return Use(leaf, "linear", input, (input, recorder.leaves[leaf], bias), number, ("oi", "rows"))
 
 
@@ -128,7 +128,7 @@ def operator_product(recorder: Any, a: Tensor, b: Tensor, bias: Tensor | None, *
     leaf, weight, layout = recorder.matrix(b)
     if leaf is None or b.dim() != 2:
         return None
-    number, bias = recorder.addend(bias)
+    number, bias = recorder.addend(bias, b.shape[1])
     return Use(leaf, "linear", a, (a, weight, bias, *options), number, (layout, "rows"))
 
 
@@ -145,7 +145,7 @@ def convolution(
     leaf = recorder.shadows.get(weight)
     if leaf is None:
         return None
-    number, bias = recorder.addend(bias)
+    number, bias = recorder.addend(bias, weight.shape[0])
     args = (input, recorder.leaves[leaf], bias, stride, padding, dilation, groups)
     options = (*_normal(stride, padding, dilation, weight.dim() - 2), groups)
     return Use(leaf, "conv", input, args, number, options)

@@ -204,10 +204,10 @@ class Recorder(TorchFunctionMode):
         leaf = self.shadows.get(weight)
         return leaf, None if leaf is None else self.leaves[leaf], "io"
 
-    def addend(self, bias: Tensor | None) -> tuple[int | None, Tensor | None]:
-        """Of a bias: the number of the leaf that it is, if it is one, and what to add."""
-        if bias is None:
-            return None, None
+    def addend(self, bias: Tensor | None, features: int) -> tuple[int | None, Tensor | None]:
+        """Of a bias: the number of the leaf that it is, if it is one number a feature, and what to add."""
+        if bias is None or bias.shape != (features,):
+            return None, bias
         leaf = self.shadows.get(bias)
         return self.numbers.get(bias), bias if leaf is None else self.leaves[leaf]
 

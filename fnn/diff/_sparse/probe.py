@@ -13,6 +13,12 @@ from fnn.diff._sparse.flat import place
 from fnn.diff._sparse.prepared import PreparedDerivative
 
 
+def _precision(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The machine epsilon of the narrowest leaf: a vector of leaves of several dtypes has the widest."""
+    _, selected = at(function.name, function.f, function.argnums, args, kwargs)
+    return max([torch.finfo(leaf.dtype).eps for leaf in tree.leaves(selected)], default=0.0)
+
+
 def probe(derivative: PreparedDerivative, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise `ValueError`, naming the entry, where the pattern of `derivative` misses a nonzero at these arguments."""
     function, pattern = derivative._function, derivative.pattern
@@ -35,7 +41,7 @@ def probe(derivative: PreparedDerivative, args: tuple[Any, ...], kwargs: dict[st
     recovered = torch.zeros_like(expected).index_add(0, into, terms)
     size = expected.abs().index_add(0, into, terms.abs())
     # the sums' own rounding is near eps of their terms; a function may lose as many digits again by cancellation
-    tolerance = torch.finfo(expected.dtype).eps ** 0.5 * size
+    tolerance = _precision(function, args, kwargs) ** 0.5 * size
     wrong = torch.nonzero((expected - recovered).abs() > tolerance).flatten().tolist()
     if not wrong:
         return

@@ -221,8 +221,13 @@ def _layers(plan: taps.Plan) -> list[_Layer]:
         if bias is not None and (elsewhere or bias not in plan.free):
             bias = None
         joined.add(bias)
-        first = used[0]
-        layers.append(_Layer(leaf, bias, mine, first.kind == "embedding" or first.options[0] == "io"))
+        transposed = {tap.kind == "embedding" or tap.options[0] == "io" for tap in used}
+        if len(transposed) > 1:
+            raise ValueError(
+                f"KFACOperator: {plan.paths[leaf]!r} is used both ways round, as by a tied embedding and head, so it "
+                "has no Kronecker factors; leave it out with fnn.tree.partition and a model that closes over it"
+            )
+        layers.append(_Layer(leaf, bias, mine, transposed.pop()))
     return layers + [_Layer(leaf, None, [], False) for leaf in plan.free if leaf not in joined]
 
 
