@@ -98,6 +98,14 @@ RULES = {
     "metadata": lambda x: x.square().sum() * (len(x) + x.shape[0] + x.dim()) + x.new_zeros(3).sum(),
     "conversions": lambda x: x.square().sum().clone().view(1).squeeze(0).to(torch.float64, copy=True),
     "ops": lambda x: ops.linear(ops.linear(x, W, B, activation="silu"), W.T)[0] + ops.matmul(x[None] ** 2, V).sum(),
+    "keywords": lambda x: (
+        (V * x).exp().sum(axis=0)[1] + torch.mean(input=V * x * x, axis=-1, keepdims=True).square().sum()
+        + torch.linalg.norm(x, ord=2) + torch.linalg.vector_norm(V * x, ord=2) + torch.softmax(V * x, axis=0)[0, 1]
+        + F.gelu(input=x).sum() + torch.matmul(x, other=torch.add(x, other=x)) + torch.pow(self=2, exponent=x).sum()
+        + torch.where(x > 0.6, input=x**2, other=x**3).sum() + torch.cat(tensors=[x * x, V[0]], axis=0).square().sum()
+        + F.layer_norm(V * x, normalized_shape=(3,))[0, 0] + torch.cross(x, x**2, dim=0).dot(x**3)
+        + torch.addmm(input=x, mat1=V * x, mat2=V * x, beta=2, alpha=3).sum()
+    ),
     "a constant branch": lambda x: (x.detach() * x * torch.sign(x - 0.5)).square().sum() + x.square().sum(),
 }  # fmt: skip
 
@@ -114,7 +122,7 @@ def test_rules(name):
     )
 
 
-@pytest.mark.parametrize("name", fast_where(RULES, "arithmetic", "where", "norms", "ops"))
+@pytest.mark.parametrize("name", fast_where(RULES, "arithmetic", "where", "norms", "ops", "keywords"))
 def test_rules_compiled_over_points(name, fast_compile):
     f = RULES[name]
     expected = torch.stack([trace(f, x) for x in POINTS])
@@ -165,6 +173,9 @@ FALLBACKS = {
     "in place": (in_place, "__setitem__"),
     "grad mode": (without_gradient, "grad mode"),
     "an output that ignores x": (lambda x: V.sum(), "output"),
+    "a spectral norm": (lambda x: torch.linalg.norm(V * x, ord=2), "spectral"),
+    "bounds": (lambda x: torch.clamp(V, min=x).square().sum(), "clamp"),
+    "an option": (lambda x: torch.layer_norm(x**3, (3,), cudnn_enable=False)[0], "layer_norm with these arguments"),
     "pow of two tensors": (lambda x: (x**x).sum(), "pow"),
 }
 
@@ -196,6 +207,27 @@ def test_an_autograd_function_keeps_its_rule():
     assert "products" in explain_laplacian(f, X)
     torch.testing.assert_close(laplacian(f)(X), 7 * X.exp().sum())
     torch.testing.assert_close(torch.vmap(laplacian(f))(POINTS), 7 * POINTS.exp().sum(-1))
+
+
+def test_where_nothing_is_recorded():
+    weight = B[:3].clone().requires_grad_()
+    f = lambda x: WrongRule.apply(x.exp()).sum()
+    g = lambda x: ((weight * weight * x**3).sum(), weight * 2)
+    with torch.no_grad():
+        torch.testing.assert_close(laplacian(f)(X), 7 * X.exp().sum())
+        torch.testing.assert_close(laplacian(without_gradient)(X), 2 * X.exp().sum())
+        assert explain_laplacian(g, X, has_aux=True) == "forward"
+        (value, aux), found = laplacian(g, has_aux=True, value=True)(X)
+    torch.testing.assert_close(found, (6 * weight.detach() ** 2 * X).sum())
+    assert not any(out.requires_grad or out.grad_fn for out in (value, aux, found))
+
+
+def test_where_nothing_is_recorded_compiled(fast_compile):
+    with torch.no_grad():
+        of_points = compiled(torch.vmap(laplacian(without_gradient)))
+        torch.testing.assert_close(of_points(POINTS), 2 * POINTS.exp().sum(-1))
+        of_points = compiled(torch.vmap(laplacian(RULES["norms"])))
+        torch.testing.assert_close(of_points(POINTS), torch.stack([trace(RULES["norms"], x) for x in POINTS]))
 
 
 def test_rules_of_ones_own_are_seen_by_the_pass_while_compiling(fast_compile):

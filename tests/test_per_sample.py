@@ -180,6 +180,28 @@ def test_float32_is_as_exact_as_torch():
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_squares_of_half_precision_do_not_overflow(dtype, chunk_size):
+    """In a bias, in a weight by its whole gradient, and in a weight by its factors."""
+
+    def loss(p, x):
+        return (p["b"] * x).sum() + F.linear(x[:1], p["whole"]).sum() + F.linear(x, p["w"]).sum()
+
+    half = {"b": leaf(3).to(dtype), "whole": leaf(1, 1).to(dtype), "w": leaf(9, 3).to(dtype)}
+    x = torch.tensor([[200.0, 300.0, 100.0], [0.001, 0.002, 0.001]]).to(dtype)
+    grads, norms = reference(loss, tree.map(lambda p: p.double(), half), (x.double(),))
+    bound = 0.01
+    factors = torch.clamp(bound / norms, max=1)
+    clipped, lengths = clipped_grad(loss, bound, norms=True, chunk_size=chunk_size)(half, x)
+    for got in (lengths, per_sample_grad_norm(loss, chunk_size=chunk_size)(half, x)):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), norms, rtol=1e-2, atol=0)
+    for name, g in grads.items():
+        assert clipped[name].dtype == dtype
+        torch.testing.assert_close(clipped[name].double(), torch.tensordot(factors, g, 1), rtol=1e-2, atol=0)
+
+
 def not_scalar(p, x, y):
     return (p["w"] @ x).square()
 

@@ -65,8 +65,14 @@ def whole(parts: list[Factors], shape: torch.Size) -> Tensor:
     return total
 
 
+def widened(x: Tensor) -> Tensor:
+    """A tensor of half precision as float32, where squares do not overflow; any other as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def squared_norm(parts: list[Factors]) -> Tensor:
     """Of the gradient that the factors stand for, with the terms between lookups and products."""
+    parts = [Factors(widened(left), widened(right)) for left, right in parts]
     total = inner(parts[0], parts[0])
     for part in parts[1:]:
         total = total + inner(part, part) + 2 * inner(parts[0], part)
@@ -95,6 +101,6 @@ def over_examples(parts: list[Factors], weights: Tensor) -> list[Factors]:
     """Factors of the weighted sum of gradients, from those of the examples, with a leading axis for them."""
     summed = []
     for left, right in parts:
-        right = right * weights.reshape(-1, *[1] * (right.dim() - 1))
+        left, right = widened(left), widened(right) * weights.reshape(-1, *[1] * (right.dim() - 1))
         summed.append(Factors(left.transpose(0, 1).flatten(1, 2), right.transpose(0, 1).flatten(1, 2)))
     return summed

@@ -12,7 +12,7 @@ from torch import Tensor
 from fnn import tree
 from fnn.diff._arguments import Argnums, at, check_differentiable, check_function, own_code, split_aux
 from fnn.diff._composed import by_operators
-from fnn.diff._factors import Factors, factors, is_whole, over_examples, squared_norm, whole
+from fnn.diff._factors import Factors, factors, is_whole, over_examples, squared_norm, whole, widened
 from fnn.diff._purity import call, is_nested
 from fnn.ops import _taps as taps
 
@@ -85,7 +85,8 @@ def per_sample_grad_norm(
             return squared, aux
 
         squared, aux = torch.vmap(norm, chunk_size=chunk_size)(*batch)
-        return (root(squared), aux) if has_aux else root(squared)
+        lengths = root(squared).to(dtype_of_norms(params, squared))
+        return (lengths, aux) if has_aux else lengths
 
     return _of_params(name, norms)
 
@@ -134,12 +135,14 @@ def clipped_grad(
             sums = []
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 if isinstance(gradient, Tensor):
+                    gradient = widened(gradient)
                     sums.append(torch.tensordot(weights.to(gradient.dtype), gradient, 1))
                 else:
-                    sums.append(whole(over_examples(gradient, weights.to(leaf.dtype)), leaf.shape))
+                    sums.append(whole(over_examples(gradient, weights.to(widened(leaf).dtype)), leaf.shape))
             total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
-            found.append((lengths, aux))
-        grads = tree.unflatten(structure, total)
+            found.append((lengths.to(dtype_of_norms(params, lengths)), aux))
+        assert total is not None
+        grads = tree.unflatten(structure, [a.to(leaf.dtype) for a, leaf in zip(total, leaves, strict=True)])
         result: tuple[Any, ...] = (grads,)
         if has_aux:
             result += (tree.map(lambda *parts: torch.cat(parts), *[aux for _, aux in found]),)
@@ -179,17 +182,17 @@ def _example(name: str, loss: Callable[..., Any], params: Any, batch: tuple[Any,
         value, pullback, inputs, *aux = plan.vjp(of_example, params, *example, has_aux=has_aux)
         deltas, grads = pullback(torch.ones_like(value))
         gradients: dict[int, Tensor | list[Factors]] = dict(zip(plan.free, grads, strict=True))
-        squares = [(grad * grad).sum() for grad in grads]
+        squares = [widened(grad).square().sum() for grad in grads]
         for leaf in plan.structured:
             parts = factors(plan, leaf, inputs, deltas)
             if is_whole(plan, leaf):
                 gradient = whole(parts, plan.shapes[leaf])
                 gradients[leaf] = gradient
-                squares.append((gradient * gradient).sum())
+                squares.append(widened(gradient).square().sum())
             else:
                 gradients[leaf] = parts
                 squares.append(squared_norm(parts))
-        squared = torch.stack(squares).sum() if squares else torch.zeros_like(value)
+        squared = torch.stack(squares).sum() if squares else torch.zeros_like(widened(value))
         return squared, [gradients[leaf] for leaf in range(len(gradients))], aux[0] if has_aux else ()
 
     return one
@@ -244,6 +247,17 @@ def in_chunks(batch: Any, size: int | None) -> list[Any]:
     return [
         tree.unflatten(structure, [leaf[start : start + size] for leaf in leaves]) for start in range(0, count, size)
     ]
+
+
+def dtype_of_norms(params: Any, computed: Tensor) -> torch.dtype:
+    """The dtype that torch gives to a sum over all leaves; their norms are computed in no less than float32."""
+    leaves = tree.leaves(params)
+    if not leaves:
+        return computed.dtype
+    dtype = leaves[0].dtype
+    for leaf in leaves[1:]:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    return dtype
 
 
 def root(squared: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,10 +39,12 @@ def softmax(x: Any, dim: int | None = None, _stacklevel: int = 3) -> Carried:
     return elementwise(out := log_softmax(x, dim), _elementwise.exp(out.value))
 
 
-def norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Carried:
+def norm(func: Callable, x: Any, p: Any = None, dim: Any = None, keepdim: bool = False) -> Carried:
     """The Euclidean norm over some axes."""
     if p not in (2, "fro", None):
         raise Unsupported(f"a norm of order {p}")
+    if func is torch.linalg.norm and p == 2 and len(last_dims(x.value, dim)) == 2:
+        raise Unsupported("the spectral norm")
     squares = reduced(torch.sum, elementwise(x, _elementwise.square(x.value)), dim, keepdim)
     return elementwise(squares, _elementwise.sqrt(squares.value))
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from fnn import tree
 from fnn.diff._composed import composed
 from fnn.diff._forward_laplacian._carried import Carried, Unsupported
-from fnn.diff._forward_laplacian._rules import OF_STAND_IN, RULES, name_of, title
+from fnn.diff._forward_laplacian._rules import OF_STAND_IN, RULES, arranged, name_of, title
 from fnn.diff._seeds import unit_vectors
 
 
@@ -27,7 +27,8 @@ def forward_laplacian(f: Callable[[Any], tuple[Any, Any]], x: Any, start: int, s
     leaves, structure = tree.flatten(x)
     units = tree.leaves(unit_vectors(x, start, stop))
     inside = [follower.follow(Carried(leaf, unit, None)) for leaf, unit in zip(leaves, units, strict=True)]
-    with follower:
+    # Recording is on around f, so that where it is off an autograd.Function or a torch.no_grad of f has begun.
+    with torch.enable_grad(), follower:
         output, aux = f(tree.unflatten(structure, inside))
     return follower.value(output), follower.value(aux), tree.map(follower.laplacian, output)
 
@@ -43,7 +44,7 @@ class _Follower(TorchFunctionMode):
         super().__init__()
         self.followed: dict[Tensor, Carried] = {}
         self.level = _level()
-        self.records = torch.is_grad_enabled()
+        self.records = torch.is_grad_enabled()  # as the caller wants it: what is computed here is recorded so
 
     def follow(self, carried: Carried) -> Tensor:
         value = carried.value
@@ -78,15 +79,27 @@ class _Follower(TorchFunctionMode):
         # Many a method passes out=None or dtype=None on.
         options = {name: self._operand(value, found) for name, value in kwargs.items() if value is not None}
         if not found:
-            return composed(func, args, kwargs)
+            if self.records or not torch.is_grad_enabled() or func is torch._C._set_grad_enabled:
+                return composed(func, args, kwargs)
+            with torch.no_grad():
+                return composed(func, args, kwargs)
         name = name_of(func)
         if name in OF_STAND_IN:
             return func(*args, **kwargs)
         if name not in RULES or "out" in options or "dtype" in options:
             raise Unsupported(title(func))
-        if torch.is_grad_enabled() != self.records:
+        if not torch.is_grad_enabled():
             raise Unsupported("a change of grad mode, as in torch.no_grad or an autograd.Function")
-        return self._result(RULES[name](func, *operands, **options))
+        operands, options = arranged(name, operands, options)
+        try:
+            if self.records:
+                return self._result(RULES[name](func, *operands, **options))
+            with torch.no_grad():
+                return self._result(RULES[name](func, *operands, **options))
+        except (
+            TypeError
+        ):  # an option that the rule does not take; where torch does not either, products raise its error
+            raise Unsupported(f"{title(func)} with these arguments") from None
 
     def _operand(self, value: Any, found: list[Carried]) -> Any:
         if isinstance(value, Tensor):

@@ -94,8 +94,8 @@ def multilinear(func: Callable[..., Tensor], operands: list[Any]) -> Carried:
     return result(func(*plain), jacobian, total(second))
 
 
-def bilinear(func: Callable, a: Any, b: Any) -> Carried:
-    return multilinear(func, [a, b])
+def bilinear(func: Callable, a: Any, b: Any, *args: Any, **kwargs: Any) -> Carried:
+    return multilinear(lambda a, b: func(a, b, *args, **kwargs), [a, b])
 
 
 def einsum(func: Callable, equation: Any, *operands: Any) -> Carried:
@@ -140,9 +140,9 @@ def product(func: Callable, a: Any, b: Any, bias: Any, *options: Any) -> Carried
     return result(func(a.value, b, bias, *options), func(a.rows(b.dim()), b, None, *options), laplacian)
 
 
-def addmm(func: Callable, bias: Any, a: Any, b: Any) -> Carried:
+def addmm(func: Callable, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Carried:
     out: Any = matmul(torch.matmul, a, b) if _any(a, b) else torch.matmul(a, b)
-    return add(bias, out)
+    return add(bias if beta == 1 else mul(bias, beta), out, alpha)
 
 
 def convolution(func: Callable, x: Any, weight: Any, bias: Any = None, *options: Any, **others: Any) -> Carried:

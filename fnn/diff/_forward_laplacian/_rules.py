@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fnn.diff._forward_laplacian import _composed, _elementwise, _linear, _products
-from fnn.diff._forward_laplacian._carried import Carried, values
+from fnn.diff._forward_laplacian._carried import Carried, Unsupported, values
 from triton_kernels._matmul import cpu
 from triton_kernels._matmul.op import product
 
@@ -21,6 +21,8 @@ def _elementwise_rule(name: str) -> Rule:
     derivatives = _elementwise.FUNCTIONS[name]
 
     def rule(func: Callable, x: Any, *args: Any, **kwargs: Any) -> Carried:
+        if not isinstance(x, Carried):
+            raise Unsupported(f"{name} with an option that depends on the point")
         return _elementwise.elementwise(x, derivatives(x.value, *args, **kwargs))
 
     return rule
@@ -76,8 +78,8 @@ RULES: dict[str, Rule] = {
     "logsumexp": _plain(_composed.logsumexp),
     "softmax": _plain(_composed.softmax),
     "log_softmax": _plain(_composed.log_softmax),
-    "norm": _plain(_composed.norm),
-    "vector_norm": _plain(_composed.norm),
+    "norm": _composed.norm,
+    "vector_norm": _composed.norm,
     "layer_norm": _plain(_composed.layer_norm),
     "detach": _detach,
     **dict.fromkeys(
@@ -159,6 +161,24 @@ def _names() -> dict[Any, str]:
 
 NAMES = _names()
 OF_STAND_IN = frozenset((*METADATA, *PROPERTIES.split()))
+
+
+# The names by which torch takes operands as keywords, in order of position, and other spellings of options.
+_FIRST = ("input", "self", "tensors", "x", "a", "x1")
+_SECOND = ("other", "exponent", "mat2", "vec", "vec2", "tensor", "x2")
+_OPERANDS = {"where": (("condition",), _FIRST, _SECOND), "addmm": (_FIRST, ("mat1",), ("mat2",))}
+_OPTIONS = {"axis": "dim", "keepdims": "keepdim", "ord": "p", "normalized_shape": "shape"}
+
+
+def arranged(name: str, operands: list[Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The operands of a call by position, as the rules take them, and the options by one name each."""
+    options = {_OPTIONS.get(key, key): value for key, value in options.items()}
+    for names in _OPERANDS.get(name, (_FIRST, _SECOND))[len(operands) :]:
+        given = [key for key in names if key in options]
+        if not given:
+            break
+        operands = [*operands, options.pop(given[0])]
+    return operands, options
 
 
 def name_of(function: Any) -> str:
