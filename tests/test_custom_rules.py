@@ -178,6 +178,39 @@ def test_a_differentiated_tensor_from_outside_raises():
         grad(loss)(torch.tensor(2.0))
 
 
+def test_a_differentiated_default_raises():
+    def of_vjp(w, x):
+        f = custom_vjp(lambda x: x * 3)
+        f.defvjp(lambda x, w=w: (x * w, ()), lambda residuals, g: (g,))
+        return f(x)
+
+    def of_jvp(w, x):
+        f = custom_jvp(lambda x: x * 3)
+        f.defjvp(lambda primals, tangents, w=w: (primals[0] * w, tangents[0] * w))
+        return f(x)
+
+    def of_nondiff(w, x):
+        f = custom_jvp(lambda g, x: g(x), nondiff_argnums=0)
+        f.defjvp(lambda g, primals, tangents: (g(*primals), g(*tangents)))
+        return f(lambda x, w=w: x * w, x)
+
+    for f in (of_vjp, of_jvp, of_nondiff):
+        with pytest.raises(ValueError, match="default argument 'w'.*pass 'w' as an argument"):
+            grad(lambda w, f=f: f(w, torch.ones(())))(torch.tensor(2.0))
+        with pytest.raises(ValueError, match="default argument 'w'"):
+            f(torch.tensor(2.0, requires_grad=True), torch.tensor(2.0, requires_grad=True))
+
+
+def test_a_rule_of_zero():
+    of_jvp = custom_jvp(lambda x: x * 2)
+    of_jvp.defjvp(lambda primals, tangents: (primals[0] * 2, None))
+    of_vjp = custom_vjp(lambda x: x * 2)
+    of_vjp.defvjp(lambda x: (x * 2, ()), lambda residuals, g: (None,))
+    for f in (of_jvp, of_vjp):
+        for jacobian in (jacrev, jacfwd):
+            torch.testing.assert_close(jacobian(f)(POINT), torch.zeros(3, 3, dtype=torch.float64))
+
+
 def of_rule(fwd, bwd, f=lambda x: {"y": x["a"] * 2}):
     f = custom_vjp(f)
     f.defvjp(fwd, bwd)

@@ -77,6 +77,30 @@ def test_fixed_point_of_a_contraction():
     assert grad(lambda x0: iterate(x0, a))(x0) == 0
 
 
+def test_the_start_has_derivative_zero():
+    two = implicit_diff(lambda x: x**2 - 4)(lambda x0: 0 * x0 + 2)
+    x0 = torch.ones(2, dtype=torch.float64)
+    for jacobian in (jacrev, jacfwd):
+        torch.testing.assert_close(jacobian(two)(x0), torch.zeros(2, 2, dtype=torch.float64))
+    x0.requires_grad_()
+    two(x0).sum().backward()
+    torch.testing.assert_close(x0.grad, torch.zeros_like(x0))
+
+
+def test_a_differentiated_default_raises():
+    def root(a, b):
+        residual = lambda x, b, a=a: x**2 - a * b
+        return implicit_diff(residual)(lambda x0, b: (3 * b).sqrt())(torch.ones(()), b)
+
+    with pytest.raises(ValueError, match="default argument 'a'"):
+        grad(lambda a: root(a, a * 1))(torch.tensor(3.0))
+    with pytest.raises(ValueError, match="default argument 'a'"):
+        root(torch.tensor(3.0, requires_grad=True), torch.tensor(1.0, requires_grad=True))
+    b = torch.tensor(1.0, requires_grad=True)
+    root(torch.tensor(3.0), b).backward()
+    torch.testing.assert_close(b.grad, torch.tensor(3.0).sqrt() / 2)
+
+
 def test_scipy_root():
     optimize = pytest.importorskip("scipy.optimize")
 

@@ -1,10 +1,12 @@
 """`remat` changes what is kept in memory, and no value and no derivative."""
 
+import functools
+
 import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from fnn import random, remat
+from fnn import nn, random, remat
 
 POINT = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
 
@@ -71,6 +73,96 @@ def test_a_function_of_the_program_raises(fast_compile):
         torch.compile(step, fullgraph=True)(POINT)
     with pytest.raises(ValueError, match="pass 'scale' as an argument"):
         grad(lambda scale: remat(lambda y: y * scale)(torch.ones(())))(torch.tensor(2.0))
+
+
+class Scale:
+    def __init__(self, w):
+        self.w = w
+
+    def __call__(self, x):
+        return x * self.w
+
+    def method(self, x):
+        return x * self.w
+
+
+def with_keyword_default(w):
+    def f(x, *, w=w):
+        return x * w
+
+    return f
+
+
+OUTSIDE = {
+    "closure": (lambda w: lambda x: x * w, "reads 'w'.*pass 'w'"),
+    "default": (lambda w: lambda x, w=w: x * w, "default argument 'w'.*pass 'w'"),
+    "keyword default": (with_keyword_default, "default argument 'w'"),
+    "partial": (lambda w: functools.partial(torch.mul, w), r"an argument of functools\.partial.*pass it"),
+    "partial keyword": (lambda w: functools.partial(torch.mul, other=w), r"an argument of functools\.partial"),
+    "bound method": (lambda w: Scale(w).method, "'w' of Scale"),
+    "object": (Scale, "'w' of Scale"),
+    "object in a closure": (lambda w: (lambda scale: lambda x: x * scale.w)(Scale(w)), "'w' of Scale"),
+    "method of a tensor": (lambda w: w.mul, "the Tensor whose method"),
+    "inner remat": (lambda w: remat(lambda x, w=w: x * w), "default argument 'w'"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_differentiated_tensor_from_outside_raises(name):
+    make, match = OUTSIDE[name]
+    with pytest.raises(ValueError, match=match):
+        grad(lambda w: remat(make(w))(POINT).sum())(POINT)
+    with pytest.raises(ValueError, match=match):
+        remat(make(POINT.clone().requires_grad_()))(POINT.clone().requires_grad_())
+    x = POINT.clone().requires_grad_()
+    remat(make(POINT))(x).sum().backward()  # a constant may come from outside
+    torch.testing.assert_close(x.grad, POINT)
+
+
+WEIGHT = torch.ones(3, dtype=torch.float64, requires_grad=True)
+NET = torch.nn.Linear(3, 3, dtype=torch.float64)
+
+
+def reads_weight(x):
+    return (lambda: x * WEIGHT)()
+
+
+GLOBALS = {
+    "global": (reads_weight, "global 'WEIGHT'"),
+    "global in a function": (lambda x: reads_weight(x), "global 'WEIGHT'"),
+    "module": (NET, "'weight' of Linear"),
+    "method of a module": (NET.forward, "'weight' of Linear"),
+    "module in a function": (lambda x: NET(x), "'weight' of Linear"),
+}
+
+
+@pytest.mark.parametrize("name", GLOBALS)
+def test_a_parameter_from_outside_raises(name):
+    f, match = GLOBALS[name]
+    with pytest.raises(ValueError, match=match):
+        remat(f)(POINT.clone().requires_grad_())
+    with pytest.raises(ValueError, match=match):
+        grad(lambda x: remat(f)(x).sum())(POINT)
+    with torch.no_grad():
+        torch.testing.assert_close(remat(f)(POINT), f(POINT))
+
+
+def test_what_has_no_derivative_may_come_from_outside():
+    weight = torch.nn.Linear(3, 3, dtype=torch.float64).requires_grad_(False)
+    torch.testing.assert_close(grad(lambda x: remat(weight)(x).sum())(POINT), weight.weight.sum(0))
+    count = grad(remat(lambda x: x.sum() * NET.in_features * WEIGHT.shape[0]))(POINT)
+    torch.testing.assert_close(count, torch.full_like(POINT, 9))
+    layer = nn.Linear(2)
+    x = torch.ones(1, 3)
+    params, _ = layer.init(random.key(0), x)
+    loss = lambda f: lambda p: (f(p, x) ** 2).sum()
+    torch.testing.assert_close(grad(loss(remat(layer)))(params), grad(loss(layer))(params))
+
+
+def test_forward_mode_of_integers():
+    value, tangent = jvp(remat(lambda x: x.argmax()), (POINT,), (POINT,))
+    assert value == 2
+    assert tangent == 0
 
 
 def test_unused_inputs_have_zero_gradients():

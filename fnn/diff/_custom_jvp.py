@@ -12,7 +12,8 @@ from torch import Tensor
 from fnn import tree
 from fnn.diff._arguments import check_function, check_tensors
 from fnn.diff._call import Call, match, nondiff_positions, split
-from fnn.diff._opaque import check_closures, held, in_graph, release
+from fnn.diff._closures import check_closures
+from fnn.diff._opaque import held, in_graph, release
 from fnn.diff._rules import (
     Like,
     Maybe,
@@ -35,8 +36,9 @@ class custom_jvp:
     `vjp`, `jacrev`) uses its transpose. `f.defjvps(*rules)` takes one rule `(tangent, out, *args) -> out_tangent` for
     each argument, None for zero.
 
-    Tensors come as arguments: one that is differentiated and only closed over raises ValueError. What else the
-    functions read from outside is a constant of a compiled program, which the decorated function must exist before.
+    Tensors come as arguments: one that is differentiated and comes from outside (a closure, a default, a module, a
+    global) raises ValueError. What else the functions read from outside is a constant of a compiled program, which the
+    decorated function must exist before.
     Raises AttributeError where the rule is missing, and ValueError or TypeError, naming the leaf's path, where what
     the rule returns does not fit.
 
@@ -98,7 +100,7 @@ def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], _: Any) -> Any:
     call = Call(self.nondiff, nondiff, args)
     if not is_differentiated(call.tensors):
         return call(self.f, call.tensors)
-    check_closures("custom_jvp", self.f, self.rule)
+    check_closures("custom_jvp", call, self.f, self.rule)
     pair = _OfTensors(self, call)
     outputs = apply(_Rule(pair.f, pair.rule), call.tensors)
     return tree.unflatten(pair.structure, outputs)
@@ -163,11 +165,12 @@ class _Rule:
                 for index, (result, cotangent) in enumerate(zip(results, cotangents, strict=True))
                 if result is not None and cotangent is not None
             ]
-            return pick(results, present)
+            return pick(results, present) or (zero,)
 
+        zero = torch.zeros(())  # torch.func.vjp wants an output
         pullback = torch.func.vjp(of_tangents, *pick(zeros, wanted))[1]
         grads: list[Tensor | None] = [None] * len(inputs)
-        for index, grad in zip(wanted, pullback(pick(cotangents, present)), strict=True):
+        for index, grad in zip(wanted, pullback(pick(cotangents, present) or (zero,)), strict=True):
             grads[index] = grad
         return grads
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from fnn import tree
 from fnn.diff._arguments import check_function, check_tensors
 from fnn.diff._call import Call, nondiff_positions, split
-from fnn.diff._opaque import check_closures, held, in_graph, release
+from fnn.diff._closures import check_closures
+from fnn.diff._opaque import held, in_graph, release
 from fnn.diff._rules import (
     Like,
     Maybe,
@@ -37,8 +38,9 @@ class custom_vjp:
     and shapes, None for zero (as for integers). `bwd` must be linear in the cotangent; forward mode (`jvp`, `jacfwd`,
     `hessian`) uses its transpose. Where nothing is differentiated, `f` itself runs.
 
-    Tensors come as arguments: one that is differentiated and only closed over raises ValueError. What else the
-    functions read from outside is a constant of a compiled program, which the decorated function must exist before.
+    Tensors come as arguments: one that is differentiated and comes from outside (a closure, a default, a module, a
+    global) raises ValueError. What else the functions read from outside is a constant of a compiled program, which the
+    decorated function must exist before.
     Raises AttributeError where the rule is missing, and ValueError or TypeError, naming the leaf's path, where what
     the functions return does not fit.
 
@@ -83,7 +85,7 @@ def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], _: Any) -> Any:
     call = Call(self.nondiff, nondiff, args)
     if not is_differentiated(call.tensors):
         return call(self.f, call.tensors)
-    check_closures("custom_vjp", self.f, self.fwd, self.bwd)
+    check_closures("custom_vjp", call, self.f, self.fwd, self.bwd)
     pair = _OfTensors(self, call)
     outputs = apply(_Rule(pair, pair.fwd, pair.bwd, reverse_level()), call.tensors)
     return tree.unflatten(pair.structure, outputs[: len(outputs) - pair.saved])
@@ -208,11 +210,12 @@ class _Rule:
                 cotangents[index] = value
             grads = pick(self.bwd(inputs, saved, cotangents), wanted)
             present[:] = [place for place, grad in enumerate(grads) if grad is not None]
-            return pick(grads, present)
+            return pick(grads, present) or (zero,)
 
+        zero = torch.zeros(())  # torch.func.vjp wants an output
         pullback = torch.func.vjp(of_cotangents, *pick(zeros, numbers))[1]
         tangents: list[Tensor | None] = [None] * len(outputs)
-        for index, tangent in zip(numbers, pullback(pick(directions, present)), strict=True):
+        for index, tangent in zip(numbers, pullback(pick(directions, present) or (zero,)), strict=True):
             tangents[index] = tangent
         return tangents
 

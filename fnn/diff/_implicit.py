@@ -11,9 +11,10 @@ from torch import Tensor
 from fnn import tree
 from fnn.diff._arguments import check_function, check_tensors
 from fnn.diff._call import Call
+from fnn.diff._closures import check_closures
 from fnn.diff._custom_jvp import _Rule
 from fnn.diff._custom_vjp import _Rule as VjpRule
-from fnn.diff._opaque import check_closures, held, in_graph, release
+from fnn.diff._opaque import held, in_graph, release
 from fnn.diff._rules import Maybe, Tensors, apply, at, is_differentiable, is_differentiated, pick, reverse_level
 from triton_kernels._inductor import tracing
 
@@ -28,6 +29,7 @@ def implicit_diff(
     residual: returns a tree like x (with fixed_point, the map `T` of `T(x, *theta) = x` instead). The derivative is
     that of the implicit function theorem, `-(dF/dx)^-1 dF/dtheta`, in every mode and to every order; the solver itself
     is not differentiated, may loop and stop as it likes, and x0 has derivative zero. x and theta are trees of tensors.
+    A tensor that is differentiated and comes from outside (a closure, a default, a module, a global) raises ValueError.
     solve: `(matvec, b) -> A^-1 b` for vectors, also for b = 0 and for the transpose; it is not differentiated either.
     Without it the Jacobian is formed, (n, n), and solved by LU.
     tol: in eager mode raises ValueError where the largest residual exceeds it: by default 1e-2 in float32, 1e-5 in
@@ -63,7 +65,7 @@ def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], _: Any) -> Any:
     call = Call((), (), args)
     if not is_differentiated(call.tensors):
         return call(solver, call.tensors)
-    check_closures("implicit_diff", solver, residual)
+    check_closures("implicit_diff", call, solver, residual)
     problem = _Problem(call, solver, residual, fixed_point, solve or _dense, tol)
     outputs = apply(_Rule(problem.root, problem.tangent), call.tensors)
     return tree.unflatten(problem.structure, outputs)
@@ -98,6 +100,8 @@ class _Problem:
         vector, unravel = tree.ravel(tree.unflatten(self.structure, leaves))
         of_x0 = sum(isinstance(leaf, Tensor) for leaf in tree.leaves(self.call.arguments(inputs)[0][0]))
         wanted = [index for index, tangent in enumerate(tangents) if tangent is not None and index >= of_x0]
+        if not wanted:
+            return [torch.zeros_like(leaf) for leaf in leaves]
         values = tuple(inputs[index] for index in wanted)
 
         def of_theta(*theta: Tensor) -> Tensor:

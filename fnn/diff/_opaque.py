@@ -6,7 +6,7 @@ while the program is traced, and its number there is such a constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,36 +69,3 @@ def held(value: Any) -> Any:
 def release(holder: Any) -> Any:
     """The inverse of `held`."""
     return holder.value if getattr(holder, "is_holder", False) else holder
-
-
-def check_closures(name: str, *functions: Any) -> None:
-    """Raise `ValueError` where a function closes over a tensor that is differentiated or batched."""
-    for variable, value in _closed_over(functions, set()):
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)  # type: ignore[attr-defined]
-        if wrapped or (value.requires_grad and torch.is_grad_enabled()):
-            raise ValueError(
-                f"{name}: the function closes over {variable!r}, which is being differentiated or batched, and its "
-                f"derivative with respect to that would be lost; pass {variable!r} as an argument"
-            )
-
-
-def _closed_over(functions: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of the tensors in closures, through functions in closures."""
-    for function in functions:
-        function = getattr(function, "func", function)  # of functools.partial
-        function = getattr(function, "__wrapped__", function)
-        if id(function) in seen or getattr(function, "__closure__", None) is None:
-            continue
-        seen.add(id(function))
-        for variable, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
-            try:
-                value = cell.cell_contents
-            except ValueError:  # a variable without a value yet
-                continue
-            if isinstance(value, torch.nn.Module):
-                value = list(value.parameters())
-            for leaf in tree.leaves(value):
-                if isinstance(leaf, Tensor):
-                    yield variable, leaf
-                elif callable(leaf):
-                    yield from _closed_over((leaf,), seen)

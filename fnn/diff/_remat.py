@@ -12,7 +12,8 @@ from torch import Tensor
 from fnn import tree
 from fnn.diff._arguments import check_function, check_tensors
 from fnn.diff._call import Call
-from fnn.diff._opaque import check_closures, held, in_graph, release
+from fnn.diff._closures import check_closures
+from fnn.diff._opaque import held, in_graph, release
 from fnn.diff._rules import Like, Maybe, Tensors, apply, at, is_differentiable, is_differentiated, pick
 from triton_kernels._inductor import tracing
 
@@ -25,8 +26,9 @@ def remat(f: Callable[..., Any]) -> Callable[..., Any]:
     time of one more run of `f`. Compiled programs gain; eager `torch.func.grad` keeps the recomputed values as well.
     Random numbers are the same in both runs where they come from a key, as those of `fnn.random` do.
 
-    Tensors come as arguments: one that is differentiated and only closed over raises ValueError. What else `f` reads
-    from outside is a constant of a compiled program, and `f` must be defined outside of it.
+    Tensors come as arguments: one that is differentiated and comes from outside (a closure, a default, a module, a
+    global) raises ValueError. What else `f` reads from outside is a constant of a compiled program, and `f` must be
+    defined outside of it.
 
     Example:
         >>> block = fnn.remat(lambda w, x: torch.tanh(x @ w))
@@ -51,7 +53,7 @@ def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str
     call = Call((), (), args, kwargs)
     if not is_differentiated(call.tensors):
         return call(f, call.tensors)
-    check_closures("remat", f)
+    check_closures("remat", call, f)
     structure: Any = None
 
     def of_tensors(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -99,11 +101,11 @@ class _Rule:
             nonlocal count
             outputs = at(self.f, inputs, wanted)(*values)
             count, numbers[:] = len(outputs), [i for i, y in enumerate(outputs) if is_differentiable(y)]
-            return pick(outputs, numbers)
+            return pick(outputs, numbers) or (torch.zeros(()),)  # torch.func.jvp wants an output
 
         results = torch.func.jvp(differentiable, pick(inputs, wanted), pick(tangents, wanted))[1]
         found: list[Tensor | None] = [None] * count
-        for index, tangent in zip(numbers, results, strict=True):
+        for index, tangent in zip(numbers, results[: len(numbers)], strict=True):
             found[index] = tangent
         return found
 
