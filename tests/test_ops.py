@@ -510,12 +510,11 @@ def _transformer():
             down=nn.Linear(16),
         )
 
-    return nn.Sequential(nn.Linear(16), one(), one(), nn.Linear(11))
+    return nn.Sequential(nn.Linear(16), one(), nn.Linear(11))
 
 
 WHOLE_STEPS = {
     "mlp": (lambda: models.mlp((16,), 10), (8, 12), (8,), 10),
-    "lenet": (lambda: models.lenet5(), (4, 1, 28, 28), (4,), 10),
     "transformer": (_transformer, (3, 6, 11), (3, 6), 11),
 }
 

@@ -24,10 +24,10 @@ def cg(matvec: Callable[[Tensor], Tensor], b: Tensor, *, steps: int | None = Non
     """
     if b.dim() != 1 or not b.is_floating_point():
         raise ValueError(f"cg: b must be a floating-point vector (n,), got {b.dtype} of shape {tuple(b.shape)}")
-    rtol = torch.finfo(b.dtype).eps ** (2 / 3) if rtol is None else rtol
+    tolerance = torch.finfo(b.dtype).eps ** (2 / 3) if rtol is None else rtol
     x, residual, direction = torch.zeros_like(b), b, b
     squared = (b * b).sum()
-    goal = rtol**2 * squared
+    goal = tolerance**2 * squared
     for _ in range(2 * b.numel() if steps is None else steps):
         moving = squared > goal
         image = matvec(direction)

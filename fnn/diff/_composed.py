@@ -180,7 +180,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_batch_norm,
-    torch._weight_norm: _weight_norm,
+    torch._weight_norm: _weight_norm,  # type: ignore[attr-defined]
     F.instance_norm: _instance_norm,
     F.mse_loss: _mse_loss,
     F.huber_loss: _huber_loss,
