@@ -265,3 +265,14 @@ def test_stop_gradient_in_every_mode():
     assert jvp(f, (x,), (torch.ones(()),))[1] == 3
     assert jacfwd(jacrev(f))(x) == 0
     assert jacrev(jacrev(f))(x) == 0
+
+
+def test_a_new_rule_is_used_by_programs_compiled_before(fast_compile):
+    forward = custom_jvp(lambda x: 2 * x)
+    reverse = custom_vjp(lambda x: 2 * x)
+    gradient = torch.compile(lambda x: [grad(lambda x: f(x).sum())(x) for f in (forward, reverse)], fullgraph=True)
+    for factor in (3.0, 5.0):
+        forward.defjvp(lambda primals, tangents, factor=factor: (2 * primals[0], factor * tangents[0]))
+        reverse.defvjp(lambda x: (2 * x, None), lambda _, cotangent, factor=factor: (factor * cotangent,))
+        for found in gradient(torch.ones(2)):
+            assert torch.equal(found, torch.full((2,), factor))

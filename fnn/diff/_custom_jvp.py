@@ -66,6 +66,7 @@ class custom_jvp:
         """Set the rule, and return it, so that this is a decorator too; see the class."""
         check_function("defjvp", rule)
         self.rule = rule
+        self.holder = held(self)  # programs compiled with another rule are compiled anew
         return rule
 
     def defjvps(self, *rules: Callable[..., Any] | None) -> None:

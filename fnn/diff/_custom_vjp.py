@@ -71,6 +71,7 @@ class custom_vjp:
         check_function("defvjp", fwd)
         check_function("defvjp", bwd)
         self.fwd, self.bwd = fwd, bwd
+        self.holder = held(self)  # programs compiled with another rule are compiled anew
         self.checked = []
 
     def __call__(self, *args: Any) -> Any:

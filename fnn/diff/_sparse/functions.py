@@ -30,7 +30,7 @@ class SparseDerivative:
             raise ValueError(f"{function.name}: chunk_size must be a positive number of products, got {chunk_size!r}")
         self._function, self._pattern, self._mode = function, pattern, mode
         self._value, self._chunk_size, self._check = value, chunk_size, check
-        self._prepared: dict[Any, PreparedDerivative] = {}
+        self._prepared: list[tuple[Any, PreparedDerivative]] = []  # the compiler cannot hash a structure
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The derivative as a torch sparse matrix (COO, coalesced); prepares for shapes that it has not met."""
@@ -87,12 +87,15 @@ class SparseDerivative:
 
     def _at(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PreparedDerivative:
         shapes = input_shapes(args, kwargs)
-        if shapes not in self._prepared:
-            self._prepared[shapes] = self.prepare(*args, **kwargs)
-        return self._prepared[shapes]
+        for known, prepared in self._prepared:
+            if known == shapes:
+                return prepared
+        prepared = self.prepare(*args, **kwargs)
+        self._prepared.append((shapes, prepared))
+        return prepared
 
     def __repr__(self) -> str:
-        known = ", ".join(map(str, self._prepared.values()))
+        known = ", ".join((str(prepared) for _, prepared in self._prepared))
         return f"{self._function.name}({known or 'not prepared yet'})"
 
 
