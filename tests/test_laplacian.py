@@ -192,7 +192,11 @@ def test_anything_else_falls_back(name):
     torch.testing.assert_close(laplacian(of_vector)(X), reverse_trace(of_vector, X))
 
 
-@pytest.mark.parametrize("name", fast_where(FALLBACKS, "no rule", "in place", "grad mode"))
+# Of a keyword that a rule does not know the compiler makes an error of its own.
+COMPILABLE = [name for name in FALLBACKS if name != "an option"]
+
+
+@pytest.mark.parametrize("name", fast_where(COMPILABLE, "no rule", "in place", "grad mode"))
 def test_anything_else_falls_back_compiled(name, fast_compile):
     f, _ = FALLBACKS[name]
     expected = torch.stack([reverse_trace(f, x) for x in POINTS])
