@@ -55,7 +55,7 @@ _functions_defined_outside_the_compiled_function._dynamo_marked_constant = True 
 
 
 def held(value: Any) -> Any:
-    """`value` in a function, which Dynamo takes for a constant on every torch; `holds` takes it out."""
+    """`value` in a function, which Dynamo takes for a constant on every torch; `release` takes it out."""
     if torch.compiler.is_compiling():
         return value
 

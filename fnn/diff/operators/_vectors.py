@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from fnn import tree
-from fnn.diff._arguments import check_differentiable
+from fnn.diff._arguments import check_differentiable, own_code
 
 
 def check_real(name: str, value: Any, where: str) -> None:
@@ -48,11 +47,7 @@ def over_columns(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled; inside of transforms and of compiled functions, where that cannot be called, as it is."""
-    # A code object of its own: Dynamo counts recompilations for each code object, and all products share one.
-    own = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
-    )
-    program = torch.compile(own, fullgraph=True)
+    program = torch.compile(own_code(function), fullgraph=True)
 
     def run(*args: Any) -> Any:
         plain = torch.compiler.is_compiling() or get_interpreter_stack()
