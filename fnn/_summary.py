@@ -124,9 +124,9 @@ class _Recording(Layer):
         return self.inner.uses_key
 
     def apply(
-        self, params: Any, state: Any, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Any, state: Any, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, Any]:
-        y, state = self.inner.apply(params, state, *xs, key=key, train=train)
+        y, state = self.inner.apply(params, state, *xs, key=key, train=train, **inputs)
         ys = tree.leaves(y)
         seen = any(row.path == self.path for row, _ in self.rows)
         shape = (-1, *ys[0].shape[1:]) if ys else ()

@@ -388,7 +388,7 @@ def test_other_errors_say_what_to_do():
         nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="'0' must be a layer or a pure tensor function, got 3"):
         nn.Sequential(3)
-    with pytest.raises(ValueError, match="non-empty string without dots, got 'a.b'"):
+    with pytest.raises(ValueError, match="non-empty string without dots and stars, got 'a.b'"):
         nn.Sequential({"a.b": nn.relu})
     with pytest.raises(ValueError, match="Sequential needs at least one layer"):
         nn.Sequential()
@@ -445,3 +445,68 @@ def test_lenet_is_the_notes_network():
     theirs = grad(lambda p: functional_call(module, p, x).square().sum())(flat)
     ours = tree.paths(grad(lambda p: net(p, x).square().sum())(params))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+# ---- named inputs, bare parameters, carries
+
+
+def masked(m, x, mask=None):
+    y = m.fc(x)
+    return y if mask is None else torch.where(mask, y, 0.0)
+
+
+def test_named_inputs_reach_the_layers_that_take_them():
+    x, mask = double(2, 3), torch.tensor([[True], [False]])
+    inner = nn.Block(masked, fc=nn.Linear(3))
+    for net in (
+        inner,
+        nn.Sequential(inner, nn.Linear(3)),
+        nn.Block(lambda m, x, mask: m.inner(x, mask=mask), inner=inner),
+        nn.Parallel(inner, inner),
+        nn.Residual(inner),
+    ):
+        params, state = net.init(KEY, x, mask=mask)
+        assert tree.leaves(net.init(KEY, x, mask=mask)[0])[0].dtype == torch.float64
+        free = net(params, x, mask=torch.ones_like(mask))
+        held, _ = net.apply(params, state, x, mask=mask)
+        held, free = tree.leaves(held)[0], tree.leaves(free)[0]
+        assert torch.equal(held[0], free[0])
+        assert not torch.equal(held[1], free[1])
+    params, _ = inner.init(KEY, x)
+    assert torch.equal(inner(params, x, mask=None), inner(params, x))
+    with pytest.raises(TypeError, match="layer '0' Linear\\(3\\): .*unexpected keyword argument 'mask'"):
+        nn.Sequential(nn.Linear(3)).init(KEY, x, mask=mask)
+
+
+def test_a_parameter_is_a_bare_tensor_at_its_name():
+    net = nn.Block(lambda m, x: m.fc(x) * m.scale(x) + m.shift(), scale=nn.Parameter((3,), nn.initializers.ones),
+                   shift=nn.Parameter((1, 3)), fc=nn.Linear(3))  # fmt: skip
+    x = double(2, 4)
+    params, _ = net.init(KEY, x)
+    assert list(tree.paths(params)) == ["scale", "shift", "fc.weight", "fc.bias"]
+    assert (params["scale"].dtype, params["shift"].dtype) == (torch.float64, torch.float32)
+    grads = grad(lambda p: net(p, x).sum())(params)
+    torch.testing.assert_close(grads["scale"], nn.Linear(3)(params["fc"], x).sum(0))
+    with pytest.raises(ValueError, match=r"layer 'scale' .* tensor of shape \(3,\), got one of shape \(4,\)"):
+        net({**params, "scale": torch.ones(4)}, x)
+    with pytest.raises(ValueError, match=r"layer 'scale' .* must be a tensor of shape \(3,\), got dict"):
+        net({"fc": params["fc"]}, x)
+
+
+def test_sequential_drops_a_carry():
+    @dataclasses.dataclass(frozen=True)
+    class Sum(nn.Layer):
+        uses_key = False
+        carries = True
+
+        def apply(self, params, state, x, *, key=None, train=False):
+            return (x.cumsum(1), x.sum(1)), state
+
+    net = nn.Sequential(Sum(), nn.Linear(2))
+    params, _ = net.init(KEY, double(2, 5, 3))
+    assert net(params, double(2, 5, 3)).shape == (2, 5, 2)
+
+
+def test_names_with_stars_are_refused():
+    with pytest.raises(ValueError, match="without dots and stars"):
+        nn.Sequential({"*": nn.Linear(2)})

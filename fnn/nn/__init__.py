@@ -25,6 +25,7 @@ from fnn.nn._layer import Layer as Layer
 from fnn.nn._linear import Linear as Linear
 from fnn.nn._norm import BatchNorm as BatchNorm
 from fnn.nn._norm import LayerNorm as LayerNorm
+from fnn.nn._parameter import Parameter as Parameter
 from fnn.nn._pool import AdaptiveAvgPool2d as AdaptiveAvgPool2d
 from fnn.nn._pool import AvgPool2d as AvgPool2d
 from fnn.nn._pool import MaxPool2d as MaxPool2d

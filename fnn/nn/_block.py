@@ -13,7 +13,7 @@ from fnn.nn._layer import Layer, Params, State, expression, layer
 
 @layer
 class Block(Container):
-    """`f(m, *xs)` written in plain Python over named layers: `m.name(...)` applies the layer `name`.
+    """`f(m, *xs, **inputs)` written in plain Python over named layers: `m.name(...)` applies the layer `name`.
 
     `m.name.params` is that layer's parameters, for weights used twice; `m.train` tells the mode. A layer may be
     called several times. `init` runs `f` on fake tensors in training mode; a layer that `f` never calls is an error.
@@ -39,11 +39,11 @@ class Block(Container):
         object.__setattr__(self, "f", f)
         object.__setattr__(self, "children", named_children("Block", (layers,)))
 
-    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key, xs)
+    def init(self, key: Tensor, *xs: Any, **inputs: Any) -> tuple[Params, State]:
+        nursery = Nursery(key, xs, inputs)
         handle = _Init(nursery, self.children)
         with nursery.inference:
-            self.f(handle, *nursery.xs)
+            self.f(handle, *nursery.xs, **nursery.inputs)
         params, state = nursery.params, nursery.state
         if unused := [name for name, _ in self.children if name not in handle._seen]:
             raise ValueError(f"Block: f never calls the layer {unused[0]!r}; call m.{unused[0]}(...) or leave it out")
@@ -51,10 +51,10 @@ class Block(Container):
         return _ordered(params, names), _ordered(state, names)
 
     def apply(
-        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
         run = Run(self, params, state, key, train)
-        y = self.f(_Apply(run, self.children), *xs)
+        y = self.f(_Apply(run, self.children), *xs, **inputs)
         return y, run.new_state()
 
     def __repr__(self) -> str:
@@ -81,8 +81,8 @@ class _Bound:
     def __init__(self, handle: Any, name: str):
         self._handle, self._name = handle, name
 
-    def __call__(self, *xs: Any) -> Any:
-        return self._handle._call(self._name, xs)
+    def __call__(self, *xs: Any, **inputs: Any) -> Any:
+        return self._handle._call(self._name, xs, inputs)
 
     @property
     def params(self) -> Params:
@@ -95,11 +95,11 @@ class _Apply(_Handle):
         self._run = run
         self._turns: dict[str, int] = {}
 
-    def _call(self, name: str, xs: tuple[Any, ...]) -> Any:
+    def _call(self, name: str, xs: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
         index, child = self._children[name]
         turn = self._turns.get(name, 0)
         self._turns[name] = turn + 1
-        return self._run(index, name, child, xs, turn)
+        return self._run(index, name, child, xs, inputs, turn)
 
     def _params(self, name: str) -> Params:
         return self._run.params.get(name, {})
@@ -111,13 +111,13 @@ class _Init(_Handle):
         self._nursery = nursery
         self._seen: set[str] = set()
 
-    def _call(self, name: str, xs: tuple[Any, ...]) -> Any:
+    def _call(self, name: str, xs: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
         index, child = self._children[name]
         if name not in self._seen:
             self._seen.add(name)
-            return self._nursery.add(index, name, child, xs)
+            return self._nursery.add(index, name, child, xs, inputs)
         params, state = self._nursery.params.get(name, {}), self._nursery.state.get(name, {})
-        return self._nursery.run(name, child, params, state, xs)
+        return self._nursery.run(name, child, params, state, xs, inputs)
 
     def _params(self, name: str) -> Params:
         if name not in self._seen:

@@ -31,11 +31,11 @@ class Container(Layer):
     def uses_key(self) -> bool:  # type: ignore[override]
         return any(child.uses_key for _, child in self.children)
 
-    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
+    def init(self, key: Tensor, *xs: Any, **inputs: Any) -> tuple[Params, State]:
         """Params and state of children that all take the same inputs; a container that hands on values has its own."""
-        nursery = Nursery(key, xs)
+        nursery = Nursery(key, xs, inputs)
         for index, (name, child) in enumerate(self.children):
-            nursery.add(index, name, child, nursery.xs)
+            nursery.add(index, name, child, nursery.xs, nursery.inputs)
         return nursery.params, nursery.state
 
     def with_children(self, children: Children) -> Container:
@@ -48,6 +48,8 @@ class Container(Layer):
 @layer
 class Sequential(Container):
     """Apply layers one after another: all inputs go to the first, one value to each later one.
+
+    A recurrent layer starts from zeros here and its carry is dropped; in a `Block` it is at hand.
 
     `Sequential(a, b)` names its children "0", "1" as torch does; `Sequential({"conv": a, "head": b})` by the
     dict's keys. Plain tensor functions are layers too.
@@ -65,19 +67,21 @@ class Sequential(Container):
     def __init__(self, *layers: Layer | Callable[..., Any] | dict[str, Any]):
         object.__setattr__(self, "children", named_children("Sequential", layers))
 
-    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        nursery = Nursery(key, xs)
-        xs = nursery.xs
+    def init(self, key: Tensor, *xs: Any, **inputs: Any) -> tuple[Params, State]:
+        nursery = Nursery(key, xs, inputs)
+        xs, inputs = nursery.xs, nursery.inputs
         for index, (name, child) in enumerate(self.children):
-            xs = (nursery.add(index, name, child, xs),)
+            y = nursery.add(index, name, child, xs, inputs)
+            xs, inputs = (y[0] if child.carries else y,), {}
         return nursery.params, nursery.state
 
     def apply(
-        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
         run = Run(self, params, state, key, train)
         for index, (name, child) in enumerate(self.children):
-            xs = (run(index, name, child, xs),)
+            y = run(index, name, child, xs, inputs)
+            xs, inputs = (y[0] if child.carries else y,), {}
         return xs[0], run.new_state()
 
     def __repr__(self) -> str:
@@ -102,10 +106,10 @@ class Parallel(Container):
         object.__setattr__(self, "named", len(branches) == 1 and isinstance(branches[0], dict))
 
     def apply(
-        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
         run = Run(self, params, state, key, train)
-        ys = {name: run(index, name, child, xs) for index, (name, child) in enumerate(self.children)}
+        ys = {name: run(index, name, child, xs, inputs) for index, (name, child) in enumerate(self.children)}
         return (ys if self.named else tuple(ys.values())), run.new_state()
 
     def __repr__(self) -> str:
@@ -129,10 +133,10 @@ class Residual(Container):
         object.__setattr__(self, "children", named_children("Residual", (branches,)))
 
     def apply(
-        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
         run = Run(self, params, state, key, train)
-        ys = [run(index, name, child, xs) for index, (name, child) in enumerate(self.children)]
+        ys = [run(index, name, child, xs, inputs) for index, (name, child) in enumerate(self.children)]
         left, right = ys[0], ys[1] if len(ys) == 2 else xs[0]
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             raise TypeError(f"Residual: adds tensors, got {type(left).__name__} and {type(right).__name__}")
@@ -151,31 +155,33 @@ class Residual(Container):
 class Nursery:
     """Initialises children one by one and runs them on fake tensors to learn the next one's input."""
 
-    def __init__(self, key: Tensor, xs: tuple[Any, ...]):
+    def __init__(self, key: Tensor, xs: tuple[Any, ...], inputs: dict[str, Any]):
         random.check_key(key)
         for leaf in tree.leaves(xs):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"init: x must be a tensor, an example of the input, got {type(leaf).__name__}")
         self.key = key
-        self.inference = Inference(key, xs)
-        self.xs = self.inference.fake(xs)
-        self.params: Params = {}
+        self.inference = Inference(key, (xs, inputs))
+        self.xs, self.inputs = self.inference.fake((xs, inputs))
+        self.params: dict[str, Any] = {}
         self.state: State = {}
 
-    def add(self, index: int, name: str, child: Layer, xs: tuple[Any, ...]) -> Any:
-        """Initialise `child` for the inputs `xs` (fakes); returns its output as fakes."""
+    def add(self, index: int, name: str, child: Layer, xs: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
+        """Initialise `child` for these inputs (fakes); returns its output as fakes."""
         with Located(name, child):
-            params, state = child.init(random.fold_in(self.key, index), *xs)
+            params, state = child.init(random.fold_in(self.key, index), *xs, **inputs)
             if tree.leaves(params):
                 self.params[name] = params
             if tree.leaves(state):
                 self.state[name] = state
-        return self.run(name, child, params, state, xs)
+        return self.run(name, child, params, state, xs, inputs)
 
-    def run(self, name: str, child: Layer, params: Params, state: State, xs: tuple[Any, ...]) -> Any:
+    def run(
+        self, name: str, child: Layer, params: Params, state: State, xs: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> Any:
         params, state = self.inference.fake((params, state))
         with Located(name, child), self.inference:
-            y, _ = child.apply(params, state, *xs, key=self.inference.key(), train=True)
+            y, _ = child.apply(params, state, *xs, key=self.inference.key(), train=True, **inputs)
         return y
 
 
@@ -197,14 +203,16 @@ class Run:
         self.keys = random.split(key, len(names)) if key is not None and container.uses_key else None
         self.changed: State = {}
 
-    def __call__(self, index: int, name: str, child: Layer, xs: tuple[Any, ...], turn: int = 0) -> Any:
+    def __call__(
+        self, index: int, name: str, child: Layer, xs: tuple[Any, ...], inputs: dict[str, Any], turn: int = 0
+    ) -> Any:
         """Apply a child; `turn` counts earlier calls of the same child, so that each draws its own numbers."""
         key = None
         if self.key is not None and self.keys is not None and child.uses_key:
             key = random.fold_in(self.key, index + turn * len(self.keys)) if turn else self.keys[index]
         state = self.changed.get(name, self.state.get(name, {}))
         with Located(name, child):
-            y, new = child.apply(self.params.get(name, {}), state, *xs, key=key, train=self.train)
+            y, new = child.apply(self.params.get(name, {}), state, *xs, key=key, train=self.train, **inputs)
         if name in self.state:
             self.changed[name] = new
         return y
@@ -242,8 +250,8 @@ def named_children(owner: str, layers: tuple[Any, ...]) -> Children:
     if not named:
         raise ValueError(f"{owner} needs at least one layer")
     for name in named:
-        if not isinstance(name, str) or not name or "." in name:
-            raise ValueError(f"{owner}: a layer's name must be a non-empty string without dots, got {name!r}")
+        if not isinstance(name, str) or not name or "." in name or "*" in name:
+            raise ValueError(f"{owner}: a layer's name must be a non-empty string without dots and stars, got {name!r}")
     return tuple((name, as_layer(child, name)) for name, child in named.items())
 
 

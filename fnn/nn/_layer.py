@@ -1,10 +1,11 @@
 """The contract of a layer: configuration in a frozen dataclass, and two pure functions.
 
-    params, state = layer.init(key, *xs)          # xs: examples or meta tensors; only shapes and dtypes count
-    y, state = layer.apply(params, state, *xs, key=None, train=False)
+    params, state = layer.init(key, *xs, **inputs)     # examples or meta tensors; only shapes and dtypes count
+    y, state = layer.apply(params, state, *xs, key=None, train=False, **inputs)
 
 `params` and `state` are nested dicts of tensors with torch's names and shapes. `state` holds what training
-updates without a gradient (running statistics); it is `{}` for most layers.
+updates without a gradient (running statistics); it is `{}` for most layers. Optional inputs, such as the mask of an
+attention, have names; `key`, `train` and `state` are taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, dataclass_transform
 import torch
 from torch import Tensor
 
-Params = dict[str, Any]
+Params = Any  # a dict; the tensor itself for `Parameter`
 State = dict[str, Any]
 
 
@@ -45,21 +46,24 @@ class Layer:
     uses_key: ClassVar[bool] = True
     """Whether `apply` in training needs a key. A layer without randomness sets it to False, which saves a fold."""
 
-    def init(self, key: Tensor, *xs: Any) -> tuple[Params, State]:
-        """New params and state for inputs like `xs`; by default, those of a layer that has none."""
+    carries: ClassVar[bool] = False
+    """Whether the output is `(y, carry)`, as of a recurrent layer. `Sequential` hands on `y` and drops the carry."""
+
+    def init(self, key: Tensor, *xs: Any, **inputs: Any) -> tuple[Params, State]:
+        """New params and state for inputs like these; by default, those of a layer that has none."""
         return {}, {}
 
     def apply(
-        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
-        """The output for inputs `xs`, and the state after it."""
+        """The output for these inputs, and the state after it."""
         raise NotImplementedError(
             f"{type(self).__name__} must define apply(self, params, state, *xs, key=None, train=False) -> (y, state)"
         )
 
-    def __call__(self, params: Params, *xs: Any, state: State | None = None) -> Any:
+    def __call__(self, params: Params, *xs: Any, state: State | None = None, **inputs: Any) -> Any:
         """`apply` in evaluation mode, the new state dropped."""
-        return self.apply(params, {} if state is None else state, *xs)[0]
+        return self.apply(params, {} if state is None else state, *xs, **inputs)[0]
 
     def __repr__(self) -> str:
         if not dataclasses.is_dataclass(self):
@@ -82,10 +86,10 @@ class Function(Layer):
     uses_key: ClassVar[bool] = False
 
     def apply(
-        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False
+        self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
         expect(self, params, {})
-        return self.f(*xs), state
+        return self.f(*xs, **inputs), state
 
     def __repr__(self) -> str:
         return _show(self.f)
