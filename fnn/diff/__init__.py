@@ -1,5 +1,6 @@
 """Derivatives of pure functions: gradients, Jacobians, Hessians, kernels, operators, with one vocabulary."""
 
+from fnn._rules._remat import remat as remat
 from fnn.diff._bilaplacian import bilaplacian as bilaplacian
 from fnn.diff._cg import cg as cg
 from fnn.diff._check_grads import check_grads as check_grads
@@ -21,7 +22,6 @@ from fnn.diff._ntk import ntk_cost as ntk_cost
 from fnn.diff._per_sample import clipped_grad as clipped_grad
 from fnn.diff._per_sample import per_sample_grad as per_sample_grad
 from fnn.diff._per_sample import per_sample_grad_norm as per_sample_grad_norm
-from fnn.diff._remat import remat as remat
 from fnn.diff._seeds import unravel_jacobian as unravel_jacobian
 from fnn.diff._sparse import PreparedDerivative as PreparedDerivative
 from fnn.diff._sparse import SparsityPattern as SparsityPattern

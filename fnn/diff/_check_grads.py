@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnn import random, tree
-from fnn.diff._arguments import check_function, check_tensors
+from fnn._rules._checks import check_function, check_tensors
 from fnn.diff._transforms import pullback_of, pushforward
 
 Leaves = dict[str, Tensor]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import check_function, check_tensors
-from fnn.diff._call import Call, match, nondiff_positions, split
-from fnn.diff._closures import check_closures
-from fnn.diff._opaque import held, in_graph, release
-from fnn.diff._rules import (
+from fnn._rules._call import Call, match, nondiff_positions, split
+from fnn._rules._checks import check_function, check_tensors
+from fnn._rules._closures import check_closures
+from fnn._rules._opaque import held, in_graph, release
+from fnn._rules._rule import (
     Like,
     Maybe,
     Tensors,

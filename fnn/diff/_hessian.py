@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_function, own_code
+from fnn._rules._checks import check_function
+from fnn.diff._arguments import Argnums, at, own_code
 from fnn.diff._composed import by_operators
 from fnn.diff._jacobian import BUDGET, Options, check_options, value_aux_jacobian
 from fnn.diff._purity import call, is_outermost

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fnn import random, tree
-from fnn.diff._arguments import Argnums, at, check_function, own_code
+from fnn._rules._checks import check_function
+from fnn.diff._arguments import Argnums, at, own_code
 from fnn.diff._composed import by_operators
 from fnn.diff._purity import call
 from fnn.diff._seeds import unit_vectors

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import check_function, check_tensors
-from fnn.diff._call import Call
-from fnn.diff._closures import check_closures
+from fnn._rules._call import Call
+from fnn._rules._checks import check_function, check_tensors
+from fnn._rules._closures import check_closures
+from fnn._rules._opaque import held, in_graph, release
+from fnn._rules._rule import Maybe, Tensors, apply, at, is_differentiable, is_differentiated, pick, reverse_level
 from fnn.diff._custom_jvp import _Rule
 from fnn.diff._custom_vjp import _Rule as VjpRule
-from fnn.diff._opaque import held, in_graph, release
-from fnn.diff._rules import Maybe, Tensors, apply, at, is_differentiable, is_differentiated, pick, reverse_level
 from triton_kernels._inductor import tracing
 
 Solve = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from fnn import tree
+from fnn._rules._checks import check_function
 from fnn.diff import _chunk, _seeds
-from fnn.diff._arguments import Argnums, at, check_function, own_code
+from fnn.diff._arguments import Argnums, at, own_code
 from fnn.diff._purity import call
 from fnn.diff._transforms import pullback_of, pushforward
 

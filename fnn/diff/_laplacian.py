@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_function, check_tensors, own_code, split_aux
+from fnn._rules._checks import check_function, check_tensors
+from fnn.diff._arguments import Argnums, at, own_code, split_aux
 from fnn.diff._composed import by_operators
 from fnn.diff._forward_laplacian import Unsupported, forward_laplacian
 from fnn.diff._hessian_diagonal import check_chunk_size, check_method, check_real, chunks, hessian_product

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fnn import ops, tree
-from fnn.diff._arguments import check_differentiable, check_function
+from fnn._rules._checks import check_function
+from fnn.diff._arguments import check_differentiable
 from fnn.diff._composed import by_operators
 from fnn.diff._factors import factors, gram, joined, whole
 from fnn.diff._ntk_cost import METHODS, Costs, Part, costs, parts

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_differentiable, check_function, own_code, split_aux
+from fnn._rules._checks import check_function
+from fnn.diff._arguments import Argnums, at, check_differentiable, own_code, split_aux
 from fnn.diff._composed import by_operators
 from fnn.diff._factors import Factors, factors, is_whole, over_examples, squared_norm, whole, widened
 from fnn.diff._purity import call, is_nested

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 
 from fnn import tree
-from fnn.diff._arguments import check_function
+from fnn._rules._checks import check_function
 
 _listeners: list[_Listener] = []
 

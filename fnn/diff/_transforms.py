@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_differentiable, check_function, check_tensors, own_code, split_aux
+from fnn._rules._checks import check_function, check_tensors
+from fnn.diff._arguments import Argnums, at, check_differentiable, own_code, split_aux
 from fnn.diff._composed import by_operators
 from fnn.diff._purity import call, is_nested
 

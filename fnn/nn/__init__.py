@@ -12,12 +12,14 @@ from fnn.nn._activations import silu as silu
 from fnn.nn._activations import softmax as softmax
 from fnn.nn._activations import softplus as softplus
 from fnn.nn._activations import tanh as tanh
+from fnn.nn._attention import MultiHeadAttention as MultiHeadAttention
 from fnn.nn._block import Block as Block
 from fnn.nn._containers import Container as Container
 from fnn.nn._containers import Parallel as Parallel
 from fnn.nn._containers import Residual as Residual
 from fnn.nn._containers import Sequential as Sequential
 from fnn.nn._conv import Conv2d as Conv2d
+from fnn.nn._dot_product_attention import dot_product_attention as dot_product_attention
 from fnn.nn._dropout import Dropout as Dropout
 from fnn.nn._flatten import Flatten as Flatten
 from fnn.nn._layer import Function as Function
@@ -29,3 +31,7 @@ from fnn.nn._parameter import Parameter as Parameter
 from fnn.nn._pool import AdaptiveAvgPool2d as AdaptiveAvgPool2d
 from fnn.nn._pool import AvgPool2d as AvgPool2d
 from fnn.nn._pool import MaxPool2d as MaxPool2d
+from fnn.nn._repeat import Repeat as Repeat
+from fnn.nn._wrapper import Cast as Cast
+from fnn.nn._wrapper import Policy as Policy
+from fnn.nn._wrapper import Remat as Remat

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, check_function
+from fnn._rules._checks import check_function
+from fnn.diff._arguments import Argnums
 from fnn.diff._purity import call
 from fnn.diff._sparse.flat import FlatFunction
 from fnn.diff._sparse.index_sets import rows_and_columns

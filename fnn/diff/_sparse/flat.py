@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import Argnums, at, check_tensors, split_aux
+from fnn._rules._checks import check_tensors
+from fnn.diff._arguments import Argnums, at, split_aux
 from fnn.diff._composed import by_operators
 
 

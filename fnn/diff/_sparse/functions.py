@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fnn.diff._arguments import Argnums, check_function
+from fnn._rules._checks import check_function
+from fnn.diff._arguments import Argnums
 from fnn.diff._purity import call
 from fnn.diff._sparse.detect import detect
 from fnn.diff._sparse.flat import FlatFunction, input_shapes

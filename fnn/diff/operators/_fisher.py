@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fnn import random
-from fnn.diff._arguments import check_function
+from fnn._rules._checks import check_function
 from fnn.diff._hessian import sandwich
 from fnn.diff._purity import call
 from fnn.diff.operators._batches import DataOperator, Reduction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fnn.diff._arguments import check_function
+from fnn._rules._checks import check_function
 from fnn.diff._hessian import gnvp
 from fnn.diff._purity import call
 from fnn.diff._transforms import scalar

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fnn.diff._arguments import check_function
+from fnn._rules._checks import check_function
 from fnn.diff._purity import call
 from fnn.diff._transforms import pushforward
 from fnn.diff.operators._operator import LinearOperator

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnn import random, tree
-from fnn.diff._arguments import check_function
+from fnn._rules._checks import check_function
 from fnn.diff._purity import call
 from fnn.diff.operators._batches import Reduction, as_arguments
 from fnn.diff.operators._likelihood import Kind, Likelihood, check_likelihood, check_outputs, square_root

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fnn.diff._arguments import check_function, check_tensors
+from fnn._rules._checks import check_function, check_tensors
 from fnn.diff.operators._jacobian import JacobianOperator
 from fnn.diff.operators._operator import LinearOperator
 from fnn.diff.operators._vectors import check_real

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._arguments import check_function, check_tensors
+from fnn._rules._checks import check_function, check_tensors
 from fnn.diff._purity import call
 from fnn.diff.operators._lanczos import Eigenpairs, eigsh, logdet
 from fnn.diff.operators._scipy import to_scipy

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fnn import tree
-from fnn.diff._rules import Maybe, is_differentiable
+from fnn._rules._rule import Maybe, is_differentiable
 
 
 class Call:

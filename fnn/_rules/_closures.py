@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn.diff._call import Call
-from fnn.diff._opaque import release
+from fnn._rules._call import Call
+from fnn._rules._opaque import release
 
 
 def check_closures(name: str, call: Call, *functions: Any) -> None:
