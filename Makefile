@@ -5,6 +5,7 @@
 #   make test-fast    the tests of the inner loop
 #   make matrix       every operator under every transform, compiled; writes docs/matrix.md
 #   make lint         ruff and pyright
+#   make docs         the site, in build/site; fails on a broken link or a public name without a docstring
 #   make peers        an environment of their own for JAX, Optax and Flax (.peers)
 #   make golden       record the values that tests compare with from these peers, and from those of PyTorch (.peers-torch)
 # make test TORCH=2.15.0 runs with another torch, in an environment of its own.
@@ -23,7 +24,7 @@ EDITABLE := --config-settings editable_mode=compat
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install train test test-fast matrix lint peers golden clean
+.PHONY: install train test test-fast matrix lint docs peers golden clean
 
 install: $(READY)
 
@@ -32,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 ifeq ($(TORCH),$(PINNED))
 	$(RUN) -m pip install --quiet -c constraints.txt torch
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint]" $(EDITABLE)
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test,lint,docs]" $(EDITABLE)
 else
 	$(RUN) -m pip install --quiet torch==$(TORCH)
 	$(RUN) -m pip install --quiet torch==$(TORCH) -e ".[test]" $(EDITABLE)
@@ -59,6 +60,10 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
+# The variable silences an advertisement that would drown a warning about a page.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict $(ARGS)
+
 peers: $(PEERS)
 
 $(PEERS): tests/golden/requirements.txt
@@ -75,6 +80,7 @@ golden: $(PEERS) $(PEERS_TORCH)
 	for script in $(filter-out %record_curvature.py,$(wildcard tests/golden/record_*.py)); do \
 		.peers/bin/python $$script || exit 1; \
 	done
+	.peers/bin/python tests/golden/check_jax_page.py
 	.peers-torch/bin/python tests/golden/record_curvature.py
 
 clean:

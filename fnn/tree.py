@@ -250,6 +250,7 @@ class At:
         self.get()  # a wrong path fails here, not at the first use
 
     def get(self) -> Any:
+        """The leaf or subtree at the path."""
         found: list[Any] = []
         _replace(self.tree, self.path, lambda node: found.append(node) or node)
         if not found:
@@ -259,9 +260,11 @@ class At:
         return found[0]
 
     def set(self, value: Any) -> Tree:
+        """The tree with `value` at the path."""
         return self.apply(lambda _: value)
 
     def apply(self, f: Callable[[Any], Any]) -> Tree:
+        """The tree with `f` of what is at the path in its place."""
         return _replace(self.tree, self.path, f)
 
 

@@ -24,6 +24,7 @@ class Choice:
 
     @property
     def triton(self) -> bool:
+        """Whether a Triton kernel computes the call."""
         return self.kernel == "Triton"
 
     def __str__(self) -> str:

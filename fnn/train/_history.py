@@ -31,6 +31,7 @@ class History:
 
     @property
     def columns(self) -> list[str]:
+        """The names of all numbers in the rows, in the order of their first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def to_csv(self, path: str | Path) -> None:

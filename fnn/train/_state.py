@@ -61,22 +61,27 @@ class TrainState:
 
     @property
     def params(self) -> Any:
+        """What gradients are taken of."""
         return self.parts[0]
 
     @property
     def state(self) -> Any:
+        """What the net updates without a gradient."""
         return self.parts[1]
 
     @property
     def opt_state(self) -> Any:
+        """The optimizer's state, hyper-parameters included."""
         return self.parts[2]
 
     @property
     def key(self) -> Tensor:
+        """The run's key; step n draws from `random.fold_in(key, n)`."""
         return self.parts[3]
 
     @property
     def step(self) -> Tensor:
+        """The number of steps so far, a 0-d int64 tensor."""
         return self.parts[4]
 
     def replace(self, **changes: Any) -> TrainState:
