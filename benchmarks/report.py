@@ -82,8 +82,8 @@ def products() -> str:
         for case, row in result["results"].items()
     ]
     return _section(
-        "Float32 products on the CPU, microseconds a call from Python, and how fast we are beside the best other, torch "
-        "eager or JAX, torch compiled or JAX; m x k x n, n an operand as it lies, t a transposed one "
+        "Float32 products on the CPU, microseconds a call from Python, and how fast we are beside the best other, "
+        "torch eager or JAX, torch compiled or JAX; m x k x n, n an operand as it lies, t a transposed one "
         "(`benchmarks/matmul_cpu.py`):",
         _table(["", "fnn.ops", "torch", "fnn.ops compiled", "torch compiled", "JAX jit", "eager", "compiled"], rows),
         _machine(result, jax=True),

@@ -7,10 +7,8 @@ import types
 
 import griffe
 
-PACKAGES = ("fnn", "triton_kernels") + tuple(
-    f"fnn.{name}"
-    for name in ("nn", "losses", "optim", "train", "data", "models", "interop", "diff", "ops", "random", "tree")
-)
+ROOMS = ("nn", "losses", "optim", "train", "data", "models", "interop", "diff", "ops", "random", "tree")
+PACKAGES = ("fnn", "triton_kernels", *(f"fnn.{room}" for room in ROOMS))
 
 
 def undocumented(module: types.ModuleType) -> list[str]:
@@ -45,8 +43,8 @@ def on_config(config):
     return config
 
 
-class Mathematics(griffe.Extension):
-    """Docstrings write formulas in reStructuredText; the pages show them as code, without a script from elsewhere."""
+class Docstrings(griffe.Extension):
+    """Docstrings as the site shows them."""
 
     def on_instance(self, *, obj, **kwargs):
         if obj.docstring is not None:
@@ -54,20 +52,31 @@ class Mathematics(griffe.Extension):
 
 
 def shown(text: str) -> str:
-    """`:math:` and `.. math::` as code.
+    """A docstring in Markdown: formulas as code, without a script from elsewhere, arguments as a list.
 
     Example:
-        >>> shown(":math:`x^2`")
-        '`x^2`'
+        >>> shown("The square :math:`x^2`.\\n\\nx: a number\\ny: another\\n")
+        'The square `x^2`.\\n\\n- `x`: a number\\n- `y`: another\\n'
     """
     text = re.sub(r":math:`([^`]*)`", r"`\1`", text)
-    return re.sub(
+    text = re.sub(
         r"^\.\. math::[ ]*(.*)\n((?:\n|[ ]+.*\n?)*)",
         lambda match: _block(match[1] + "\n" + match[2]),
         text,
         flags=re.MULTILINE,
     )
+    text = re.sub(r"^Example:", "Examples:", text, flags=re.MULTILINE)
+    return "\n\n".join(_arguments(paragraph) for paragraph in text.split("\n\n"))
 
 
 def _block(formula: str) -> str:
     return "```latex\n" + inspect.cleandoc(formula).strip() + "\n```\n\n"
+
+
+def _arguments(paragraph: str) -> str:
+    """Lines `name: what it is` as a list; other paragraphs as they are."""
+    argument = re.compile(r"([a-z_][\w, ]*): ")
+    lines = [line for line in paragraph.splitlines() if line and not line.startswith(" ")]
+    if not lines or not all(argument.match(line) for line in lines):
+        return paragraph
+    return re.sub(rf"^{argument.pattern}", r"- `\1`: ", paragraph, flags=re.MULTILINE)

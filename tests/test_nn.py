@@ -388,6 +388,8 @@ def test_other_errors_say_what_to_do():
         nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="'0' must be a layer or a pure tensor function, got 3"):
         nn.Sequential(3)
+    with pytest.raises(TypeError, match=r"'2' must be .* got 'rleu'; activations are functions such as nn.relu"):
+        models.mlp(activation="rleu")
     with pytest.raises(ValueError, match="non-empty string without dots and stars, got 'a.b'"):
         nn.Sequential({"a.b": nn.relu})
     with pytest.raises(ValueError, match="Sequential needs at least one layer"):

@@ -104,7 +104,8 @@ def as_layer(value: Any, name: str) -> Layer:
             f"{name!r} is the torch module {type(value).__name__}, which holds its own parameters; use fnn.nn"
         )
     if isinstance(value, type) or not callable(value):
-        raise TypeError(f"{name!r} must be a layer or a pure tensor function, got {value!r}")
+        cure = "; activations are functions such as nn.relu" if isinstance(value, str) else ""
+        raise TypeError(f"{name!r} must be a layer or a pure tensor function, got {value!r}{cure}")
     return Function(value)
 
 
