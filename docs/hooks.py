@@ -11,13 +11,21 @@ ROOMS = ("nn", "losses", "optim", "train", "data", "models", "interop", "diff", 
 PACKAGES = ("fnn", "triton_kernels", *(f"fnn.{room}" for room in ROOMS))
 
 
+def public(module: types.ModuleType) -> dict[str, object]:
+    """The functions and classes that a module offers under names of its own."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", "").partition(".")[0] in ("fnn", "triton_kernels")
+    }
+
+
 def undocumented(module: types.ModuleType) -> list[str]:
     """Public functions and classes of a module without a docstring of their own, and methods without any."""
     found = []
-    for name, value in vars(module).items():
-        ours = getattr(value, "__module__", "").partition(".")[0] in ("fnn", "triton_kernels")
-        if name.startswith("_") or not callable(value) or not ours:
-            continue
+    for name, value in public(module).items():
         path = f"{module.__name__}.{name}"
         generated = inspect.isclass(value) and (value.__doc__ or "").startswith(f"{value.__name__}(")
         if not inspect.getdoc(value) or generated:
@@ -41,6 +49,19 @@ def on_config(config):
     if missing:
         raise SystemExit(f"public names without a docstring: {', '.join(missing)}")
     return config
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Lists the public names of a module on its page; those of `fnn` itself that have no other page."""
+    if not page.file.src_uri.startswith("api/"):
+        return markdown
+    room = page.file.name
+    module = importlib.import_module("fnn" if room == "fnn" else f"fnn.{room}")
+    names = public(module)
+    if room == "fnn":
+        names = {name: value for name, value in names.items() if not hasattr(importlib.import_module("fnn.diff"), name)}
+    entries = [f"::: {module.__name__}.{name}\n    options:\n      show_root_heading: true\n" for name in sorted(names)]
+    return "\n".join([markdown, *entries])
 
 
 class Docstrings(griffe.Extension):
