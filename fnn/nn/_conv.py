@@ -1,39 +1,52 @@
-"""`Conv2d`."""
+"""Convolutions: `Conv1d`, `Conv2d`, `Conv3d`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from fnn import random
+from fnn.nn._floating import floating
 from fnn.nn._layer import Layer, Params, Shapes, State, check_bias, expect, layer, parameter_dtype
+from fnn.nn._window import Size, check_count, check_fit, check_sizes, per_axis, space
 from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
+
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @layer
-class Conv2d(Layer):
-    """Cross-correlation over images, x: (N, C, H, W) or (C, H, W); C comes from the input.
-
-    params: `weight` (out_channels, C / groups, *kernel_size), `bias` (out_channels,), initialised as in torch.
-    `padding` is a number, a pair, "same" or "valid". Sizes and arguments as in `torch.nn.Conv2d`.
-    """
+class _Conv(Layer):
+    """A convolution over `dims` axes."""
 
     out_channels: int
-    kernel_size: int | tuple[int, int]
-    stride: int | tuple[int, int] = 1
-    padding: int | tuple[int, int] | str = 0
-    dilation: int | tuple[int, int] = 1
+    kernel_size: Size
+    stride: Size = 1
+    padding: Size | str = 0
+    dilation: Size = 1
     groups: int = 1
     bias: bool = True
     weight_init: Initializer = fan_in_uniform
     bias_init: Initializer | None = None
     uses_key: ClassVar[bool] = False
+    dims: ClassVar[int]
 
     def __post_init__(self) -> None:
+        who = type(self).__name__
         check_bias(self, self.bias, "channels")
+        check_count(self, out_channels=self.out_channels, groups=self.groups)
+        check_sizes(self, self.dims, kernel_size=1, stride=1, dilation=1)
+        if not isinstance(self.padding, str):
+            check_sizes(self, self.dims, padding=0)
+        elif self.padding not in ("same", "valid"):
+            raise ValueError(f"{who}: padding must be a size, 'same' or 'valid', got {self.padding!r}")
+        elif self.padding == "same" and max(per_axis(self.stride, self.dims)) > 1:
+            raise ValueError(f"{who}: padding='same' keeps the size, so it needs stride 1, got {self.stride!r}")
+        if self.out_channels % self.groups:
+            raise ValueError(f"{who}: groups={self.groups} must divide the {self.out_channels} channels out")
 
     def init(self, key: Tensor, x: Tensor) -> tuple[Params, State]:  # type: ignore[override]
         shape = self._weight_shape(x)
@@ -50,24 +63,80 @@ class Conv2d(Layer):
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
         weight, *bias = expect(self, params, self._shapes(x))
-        y = F.conv2d(x, weight, bias[0] if bias else None, self.stride, self.padding, self.dilation, self.groups)
-        return y, state
+        x = floating(self, x, weight.dtype)
+        options = (self.stride, self.padding, self.dilation, self.groups)
+        return CONVOLUTIONS[self.dims](x, weight, bias[0] if bias else None, *options), state
 
     def _shapes(self, x: Tensor) -> Shapes:
         shapes: Shapes = {"weight": self._weight_shape(x)}
         return {**shapes, "bias": (self.out_channels,)} if self.bias else shapes
 
-    def _weight_shape(self, x: Tensor) -> tuple[int, int, int, int]:
-        if x.dim() not in (3, 4):
-            raise ValueError(f"Conv2d: expected an input of shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
-        channels = x.shape[-3]
-        if channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(
-                f"Conv2d: groups={self.groups} must divide the {channels} channels in and {self.out_channels} out"
-            )
-        return (self.out_channels, channels // self.groups, *pair(self.kernel_size))
+    def _weight_shape(self, x: Tensor) -> tuple[int, ...]:
+        sizes = space(self, x, self.dims)
+        if self.padding != "same":
+            padding = 0 if isinstance(self.padding, str) else self.padding
+            check_fit(self, sizes, self.kernel_size, padding, self.dilation)
+        channels = x.shape[-1 - self.dims]
+        if channels % self.groups or not channels:
+            raise ValueError(f"{type(self).__name__}: groups={self.groups} must divide the {channels} channels in")
+        return (self.out_channels, channels // self.groups, *per_axis(self.kernel_size, self.dims))
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """A number for both image axes, or one for each."""
-    return (value, value) if isinstance(value, int) else value
+@layer
+class Conv1d(_Conv):
+    """Cross-correlation over sequences, x: (N, C, L) or (C, L) -> (N, out_channels, L'); C comes from the input.
+
+    params: `weight` (out_channels, C / groups, kernel_size), `bias` (out_channels,), initialised as in torch.
+    `padding` is a number, "same" or "valid". Sizes and arguments as in `torch.nn.Conv1d`.
+
+    Raises ValueError for sizes that do not fit and TypeError for integer inputs.
+
+    Example:
+        >>> from fnn import nn, random
+        >>> conv = nn.Conv1d(16, 5)
+        >>> params, _ = conv.init(random.key(0), torch.zeros(1, 3, 200))
+        >>> conv(params, torch.zeros(8, 3, 200)).shape
+        torch.Size([8, 16, 196])
+    """
+
+    dims: ClassVar[int] = 1
+
+
+@layer
+class Conv2d(_Conv):
+    """Cross-correlation over images, x: (N, C, H, W) or (C, H, W) -> (N, out_channels, H', W'); C from the input.
+
+    params: `weight` (out_channels, C / groups, *kernel_size), `bias` (out_channels,), initialised as in torch.
+    `padding` is a number, a pair, "same" or "valid". Sizes and arguments as in `torch.nn.Conv2d`.
+
+    Raises ValueError for sizes that do not fit and TypeError for integer inputs.
+
+    Example:
+        >>> from fnn import nn, random
+        >>> depthwise = nn.Conv2d(8, 3, padding="same", groups=8)
+        >>> params, _ = depthwise.init(random.key(0), torch.zeros(1, 8, 32, 32))
+        >>> depthwise(params, torch.zeros(4, 8, 32, 32)).shape
+        torch.Size([4, 8, 32, 32])
+    """
+
+    dims: ClassVar[int] = 2
+
+
+@layer
+class Conv3d(_Conv):
+    """Cross-correlation over volumes, x: (N, C, D, H, W) or (C, D, H, W); C comes from the input.
+
+    params: `weight` (out_channels, C / groups, *kernel_size), `bias` (out_channels,), initialised as in torch.
+    `padding` is a number, a triple, "same" or "valid". Sizes and arguments as in `torch.nn.Conv3d`.
+
+    Raises ValueError for sizes that do not fit and TypeError for integer inputs.
+
+    Example:
+        >>> from fnn import nn, random
+        >>> conv = nn.Conv3d(4, 3)
+        >>> params, _ = conv.init(random.key(0), torch.zeros(1, 2, 8, 8, 8))
+        >>> conv(params, torch.zeros(1, 2, 8, 8, 8)).shape
+        torch.Size([1, 4, 6, 6, 6])
+    """
+
+    dims: ClassVar[int] = 3
