@@ -69,6 +69,7 @@ class GradientTransformation(NamedTuple):
 def apply_updates(params: Tree, updates: Tree) -> Tree:
     """The stepped parameters, `params + updates` leaf by leaf, each in its own dtype.
 
+    Where the updates have ``()`` in the place of a leaf, as those of `freeze` have, the leaf is handed on as it is.
     Raises `ValueError` naming the path where the two trees differ in structure or shape.
 
     Example:
@@ -76,7 +77,16 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
         >>> optim.apply_updates({"weight": torch.ones(2)}, {"weight": torch.tensor([0.5, -1.0])})
         {'weight': tensor([1.5000, 0.0000])}
     """
-    return map_same(lambda p, u: (widened(p) + u).to(p.dtype), "updates", params, updates)
+
+    def step(p: Tensor, u: Tensor) -> Tensor:
+        if is_absent(u):
+            return p
+        if not isinstance(u, Tensor) or u.shape != p.shape:
+            whole = map_partial(fill, "updates", params, updates)
+            raise ValueError(f"updates: {tree.difference(params, whole) or _misfit(params, whole)}")
+        return (widened(p) + u).to(p.dtype)
+
+    return map_partial(step, "updates", params, updates)
 
 
 def widened(x: Tensor) -> Tensor:
@@ -105,6 +115,32 @@ def map_same(f: Callable[..., Any], name: str, expected: Tree, actual: Tree, *re
         return f(want, leaf, *others)
 
     return tree.map(same, expected, actual, *rest)
+
+
+def is_absent(piece: Any) -> bool:
+    """Whether a piece of a tree is the ``()`` that stands in the place of a leaf."""
+    return isinstance(piece, tuple) and len(piece) == 0
+
+
+def map_partial(f: Callable[..., Any], name: str, whole: Tree, *partial: Tree) -> Tree:
+    """`tree.map` over a tree and others that may have ``()`` in the place of its leaves; `f` is called with those too.
+
+    `name` is what the partial trees are called.
+    """
+    if torch.compiler.is_compiling():
+        return tree.map(f, whole, *partial)  # which does not compare structures while tracing
+    flat, structure = tree.flatten(whole)
+    try:
+        columns = [structure.flatten_up_to(other) for other in partial]
+    except ValueError as error:
+        found = next((found for other in partial if (found := tree.difference(whole, other)) is not None), error)
+        raise ValueError(f"{name}: {found}") from None
+    return tree.unflatten(structure, [f(*pieces) for pieces in zip(flat, *columns, strict=True)])
+
+
+def fill(whole: Any, partial: Any) -> Any:
+    """The leaf of a partial tree, or where it has ``()`` that of the whole one; for `map_partial`."""
+    return whole if is_absent(partial) else partial
 
 
 def _misfit(expected: Tree, actual: Tree) -> str:

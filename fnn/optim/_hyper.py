@@ -61,11 +61,19 @@ _RANGES = {
     "b1": _BELOW_ONE,
     "b2": _BELOW_ONE,
     "eps": _NOT_NEGATIVE,
+    "alpha": _BELOW_ONE,
+    "rho": _BELOW_ONE,
     "momentum": _NOT_NEGATIVE,
     "dampening": _UP_TO_ONE,
+    "momentum_decay": _NOT_NEGATIVE,
+    "lr_decay": _NOT_NEGATIVE,
+    "trust_coefficient": _POSITIVE,
+    "weight_lr_power": _NOT_NEGATIVE,
     "weight_decay": _NOT_NEGATIVE,
     "max_value": _POSITIVE,
     "max_norm": _POSITIVE,
+    "decay": _BELOW_ONE,
+    "slow_step_size": _UP_TO_ONE,
 }
 
 
@@ -206,7 +214,7 @@ def _evaluate(name: str, schedule: Any, step: Tensor, like: Tensor) -> Tensor:
 
 
 def _find(opt_state: OptState, name: str) -> tuple[str, Hyperparameter | Scheduled]:
-    known = dict(_hyperparameters(opt_state, ""))
+    known = dict(hyperparameters(opt_state))
     found = [path for path in known if path == name or path.endswith(f".{name}")]
     if len(found) > 1:
         raise ValueError(
@@ -219,7 +227,8 @@ def _find(opt_state: OptState, name: str) -> tuple[str, Hyperparameter | Schedul
     return found[0], known[found[0]]
 
 
-def _hyperparameters(node: Any, path: str) -> Iterator[tuple[str, Hyperparameter | Scheduled]]:
+def hyperparameters(node: Any, path: str = "") -> Iterator[tuple[str, Hyperparameter | Scheduled]]:
+    """The hyper-parameters in an optimizer state, `path, hyper-parameter` each."""
     if isinstance(node, Hyperparameter | Scheduled):
         yield path, node
         return
@@ -230,4 +239,4 @@ def _hyperparameters(node: Any, path: str) -> Iterator[tuple[str, Hyperparameter
     else:
         return
     for key, child in children:
-        yield from _hyperparameters(child, f"{path}.{key}" if path else str(key))
+        yield from hyperparameters(child, f"{path}.{key}" if path else str(key))

@@ -72,9 +72,11 @@ def trace(
             g = widened(g)
             return (momentum * widened(b) + (g if weight is None else weight * g)).to(b.dtype)
 
-        updates = sums = map_same(add, "grads", state.trace, grads)
+        sums = map_same(add, "grads", state.trace, grads)
         if nesterov:
             updates = tree.map(lambda b, g: widened(g) + momentum * widened(b), sums, grads)
+        else:
+            updates = tree.map(widened, sums)
         return updates, TraceState(step=step, trace=sums, **{"dampening": (), **hyper})
 
     return GradientTransformation(init, update)

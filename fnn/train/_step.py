@@ -55,7 +55,7 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
         grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params, value=value)
         after = TrainState(apply_updates(params, updates), new_state, opt_state, key, step + 1)
-        return _keep_finite(train_state, after, value, metrics)
+        return keep_finite(train_state, after, value, metrics)
 
     return update
 
@@ -186,12 +186,14 @@ def check_same(before: Any, after: Any) -> None:
     tree.check_like(*names, "the state after the step")
 
 
-def _keep_finite(before: TrainState, after: TrainState, loss: Tensor, metrics: Metrics) -> tuple[TrainState, Metrics]:
+def keep_finite(before: TrainState, after: TrainState, loss: Tensor, metrics: Metrics) -> tuple[TrainState, Metrics]:
     check_same(before.parts, after.parts)
     finite = torch.isfinite(loss)
     good = [finite]
 
     def keep(new: Tensor, old: Tensor) -> Tensor:
+        if new is old:  # frozen
+            return old
         if not new.is_floating_point():
             return torch.where(finite, new, old)
         # Zero times infinity is NaN, so this sum is zero only if all are finite. Inductor fuses it into the loop that
