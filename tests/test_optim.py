@@ -1,224 +1,18 @@
-"""fnn.optim: one table of optimizers times behaviours, against torch.optim and values recorded from Optax.
+"""fnn.optim: schedules, hyper-parameters, compiled steps, parts and errors; values recorded from Optax.
 
-To add an optimizer: a row in OPTIMIZERS, and one in OPTAX where torch does not have it.
+What every optimizer does is in test_optim_table.py.
 """
 
 import math
 import pickle
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
+from optimizer_table import GOLDEN, compiled_step, flat, layout, run, start, step, torch_run
 from torch.func import grad, vmap
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from fnn import optim, tree
-
-GOLDEN = np.load(Path(__file__).parent / "golden" / "optax.npz")
-TARGET = torch.from_numpy(GOLDEN["target"])
-
-
-class Row(NamedTuple):
-    make: object  # (lr) -> optimizer
-    torch: object  # (parameters, lr) -> torch.optim.Optimizer
-    lr: float = 0.05
-
-
-def decayed(**options):
-    return {"weight_decay": 0.1, **options}
-
-
-OPTIMIZERS = {
-    "sgd": Row(lambda lr: optim.sgd(lr), lambda p, lr: torch.optim.SGD(p, lr)),
-    "sgd_decay": Row(lambda lr: optim.sgd(lr, **decayed()), lambda p, lr: torch.optim.SGD(p, lr, **decayed())),
-    "momentum": Row(lambda lr: optim.sgd(lr, 0.9), lambda p, lr: torch.optim.SGD(p, lr, 0.9), 0.02),
-    "momentum_decay": Row(
-        lambda lr: optim.sgd(lr, 0.8, **decayed()), lambda p, lr: torch.optim.SGD(p, lr, 0.8, **decayed())
-    ),
-    "nesterov": Row(
-        lambda lr: optim.sgd(lr, 0.9, nesterov=True, weight_decay=0.01),
-        lambda p, lr: torch.optim.SGD(p, lr, 0.9, nesterov=True, weight_decay=0.01),
-        0.02,
-    ),
-    "dampening": Row(
-        lambda lr: optim.sgd(lr, 0.9, dampening=0.4), lambda p, lr: torch.optim.SGD(p, lr, 0.9, dampening=0.4)
-    ),
-    "adam": Row(lambda lr: optim.adam(lr), lambda p, lr: torch.optim.Adam(p, lr)),
-    "adam_options": Row(
-        lambda lr: optim.adam(lr, 0.7, 0.95, 1e-3, **decayed()),
-        lambda p, lr: torch.optim.Adam(p, lr, (0.7, 0.95), 1e-3, **decayed()),
-    ),
-    "adam_no_average": Row(lambda lr: optim.adam(lr, 0.0, 0.9), lambda p, lr: torch.optim.Adam(p, lr, (0.0, 0.9))),
-    "adamw": Row(lambda lr: optim.adamw(lr), lambda p, lr: torch.optim.AdamW(p, lr)),
-    "adamw_options": Row(
-        lambda lr: optim.adamw(lr, 0.85, 0.98, 1e-6, **decayed()),
-        lambda p, lr: torch.optim.AdamW(p, lr, (0.85, 0.98), 1e-6, **decayed()),
-    ),
-}
-EVERY = pytest.mark.parametrize("row", OPTIMIZERS.values(), ids=OPTIMIZERS)
-# one of each kind of state, for the tests that compile
-KINDS = pytest.mark.parametrize("name", ["sgd_decay", "nesterov", "dampening", "adam_options", "adamw"])
-
-
-def start(dtype=torch.float64):
-    return {name: torch.from_numpy(GOLDEN[name].copy()).to(dtype) for name in ("weight", "bias")}
-
-
-def loss(params, target=TARGET):
-    """The function of tests/golden/record_optax.py."""
-    weight, bias = params["weight"], params["bias"]
-    error = weight - target.to(weight.dtype)
-    return error.square().sum() + 0.1 * (weight.sin().sum(1) * bias).sum() + (bias**4).sum()
-
-
-def step(opt, params, opt_state, f=loss):
-    updates, opt_state = opt.update(grad(f)(params), opt_state, params)
-    return optim.apply_updates(params, updates), opt_state
-
-
-def run(opt, params, steps, opt_state=None, f=loss):
-    opt_state = opt.init(params) if opt_state is None else opt_state
-    for _ in range(steps):
-        params, opt_state = step(opt, params, opt_state, f)
-    return params, opt_state
-
-
-def flat(params):
-    return torch.cat([params["weight"].reshape(-1), params["bias"]])
-
-
-def layout(opt_state):
-    leaves, structure = tree.flatten(opt_state)
-    return structure, [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
-
-
-def torch_run(make, steps, dtype=torch.float64, before=lambda p: None, each=lambda k, o: None):
-    params = {name: leaf.requires_grad_() for name, leaf in start(dtype).items()}
-    optimizer = make(list(params.values()))
-    for k in range(steps):
-        each(k, optimizer)
-        optimizer.zero_grad()
-        loss(params).backward()
-        before(params.values())
-        optimizer.step()
-    return {name: leaf.detach() for name, leaf in params.items()}
-
-
-# ---- every optimizer
-
-
-@EVERY
-def test_equals_torch(row):
-    ours, _ = run(row.make(row.lr), start(), 60)
-    theirs = torch_run(lambda p: row.torch(p, row.lr), 60)
-    torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-10)
-
-
-@EVERY
-def test_in_float32_is_as_near_to_float64_as_torch(row):
-    exact = flat(torch_run(lambda p: row.torch(p, row.lr), 30))
-    theirs = (flat(torch_run(lambda p: row.torch(p, row.lr), 30, torch.float32)) - exact).abs().max()
-    ours = (flat(run(row.make(row.lr), start(torch.float32), 30)[0]) - exact).abs().max()
-    assert ours < 2 * theirs + 1e-7
-
-
-@EVERY
-def test_converges_on_a_quadratic(row):
-    target = torch.tensor([[0.3, -0.7, 0.2]])
-
-    def quadratic(params):
-        return ((params["weight"] - target) ** 2).sum() + ((params["bias"] - 0.1) ** 2).sum()
-
-    params = {"weight": torch.ones(1, 3), "bias": torch.zeros(2)}
-    opt = row.make(optim.cosine(row.lr, 400))
-    params, _ = run(opt, params, 400, f=quadratic)
-    # decay of 0.1 (L2, or decoupled) moves the minimum by less than its own size
-    assert quadratic(params) < 0.02, params
-
-
-@EVERY
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes_and_layout_are_kept(row, dtype):
-    params = start(dtype)
-    opt = row.make(row.lr)
-    opt_state = opt.init(params)
-    before = layout(opt_state)
-    for _ in range(2):
-        params, opt_state = step(opt, params, opt_state)
-        assert layout(opt_state) == before
-    assert {leaf.dtype for leaf in tree.leaves(params)} == {dtype}
-    assert flat(params).isfinite().all()
-    assert all(isinstance(leaf, torch.Tensor) for leaf in tree.leaves(opt_state))
-    assert optim.get(opt_state, "lr").dtype == torch.float32
-
-
-@EVERY
-def test_half_precision_is_computed_in_float32_and_rounded_when_stored(row):
-    opt = row.make(row.lr)
-    half, half_state = start(torch.bfloat16), opt.init(start(torch.bfloat16))
-
-    def wide(x):
-        return tree.map(lambda leaf: leaf.float() if leaf.dtype == torch.bfloat16 else leaf, x)
-
-    for _ in range(3):
-        grads = grad(loss)(half)
-        updates, expected = opt.update(wide(grads), wide(half_state), wide(half))
-        half_updates, half_state = opt.update(grads, half_state, half)
-        assert tree.allclose(half_state, tree.map(lambda a, b: a.to(b.dtype), expected, half_state), 0, 0)
-        assert tree.allclose(half_updates, updates, rtol=2**-7)  # they follow from the rounded moments
-        if not any(leaf.ndim for leaf in tree.leaves(half_state)):
-            assert tree.allclose(half_updates, updates, 0, 0)
-        half = optim.apply_updates(half, half_updates)
-
-
-@EVERY
-def test_bare_tensors_and_absent_leaves_are_params(row):
-    opt = row.make(row.lr)
-    bare = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    alone, _ = run(opt, bare, 5, f=lambda p: (p**2).sum())
-    nested = {"a": (bare, ()), "b": {}, "c": ()}
-    within, state = run(opt, nested, 5, f=lambda p: (p["a"][0] ** 2).sum())
-    assert torch.equal(alone, within["a"][0])
-    assert within["a"][1] == within["c"] == ()
-    assert within["b"] == {}
-    scalar, _ = run(opt, bare[0], 5, f=lambda p: p**2)
-    assert torch.equal(scalar, alone[0])
-    assert all(isinstance(leaf, torch.Tensor) for leaf in tree.leaves(state))
-
-
-@EVERY
-def test_frozen_leaves_take_no_memory(row):
-    opt = row.make(row.lr)
-    params = start()
-    trained, _ = tree.partition(params, "weight")
-    grown = len(tree.leaves(opt.init(params))) - len(tree.leaves(opt.init(trained)))
-    moments = {torch.optim.SGD: 1, torch.optim.Adam: 2, torch.optim.AdamW: 2}
-    optimizer = row.torch([torch.zeros(1)], row.lr)
-    expected = moments[type(optimizer)] if optimizer.defaults.get("momentum", 1) else 0
-    assert grown == expected
-
-
-@EVERY
-def test_vmap_over_seeds_and_learning_rates_equals_single_runs(row):
-    lrs = torch.tensor([row.lr, row.lr / 3], dtype=torch.float64)
-    seeds = {name: torch.stack([leaf, leaf + 0.3]) for name, leaf in start().items()}
-
-    def train(params, lr):
-        opt = row.make(1.0)
-        opt_state = optim.set(opt.init(params), lr=lr)
-        params, opt_state = run(opt, params, 4, opt_state)
-        return params, optim.get(opt_state, "lr")
-
-    together, shown = vmap(train)(seeds, lrs)
-    assert torch.equal(shown, lrs)
-    built = vmap(lambda p, lr: run(row.make(lr), p, 4)[0])(seeds, lrs)
-    for k in range(2):
-        single, _ = run(row.make(lrs[k].item()), tree.map(lambda leaf, k=k: leaf[k], seeds), 4)
-        for name in single:
-            torch.testing.assert_close(together[name][k], single[name], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(built[name][k], single[name], rtol=1e-12, atol=1e-12)
 
 
 def test_vmap_over_a_mixed_tree_keeps_each_dtype():
@@ -240,30 +34,6 @@ def test_vmap_over_a_mixed_tree_keeps_each_dtype():
 
 
 # ---- one graph
-
-
-def compiled_step(opt, **options):
-    torch._dynamo.reset()
-    return torch.compile(lambda params, opt_state: step(opt, params, opt_state), fullgraph=True, **options)
-
-
-@KINDS
-def test_one_graph_whatever_changes(name):
-    row = OPTIMIZERS[name]
-    opt = row.make(row.lr)
-    fast = compiled_step(opt, backend="aot_eager")
-    params = start()
-    opt_state = opt.init(params)
-    expected = params, opt_state
-    params, opt_state = fast(params, opt_state)
-    expected = step(opt, *expected)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for lr in (0.01, 0.002, torch.tensor(0.03)):
-            opt_state, other = optim.set(opt_state, lr=lr), optim.set(expected[1], lr=lr)
-            params, opt_state = fast(params, opt_state)
-            expected = step(opt, expected[0], other)
-    assert tree.allclose((params, opt_state), expected, rtol=1e-12, atol=1e-14)
-    assert layout(opt_state) == layout(expected[1])
 
 
 def test_schedules_on_every_hyperparameter_are_one_graph():
@@ -378,12 +148,33 @@ OPTAX = {
     "adamw_scheduled": optim.adamw(optim.warmup_cosine(0.0, 0.1, 10, 50), weight_decay=0.1),
     "clipped_sgd": optim.chain(optim.clip_by_global_norm(0.5), optim.sgd(0.1, momentum=0.9)),
     "clipped_values": optim.chain(optim.clip(0.3), optim.sgd(0.05)),
+    "lion": optim.lion(0.02, b1=0.8, b2=0.95, weight_decay=0.1),
+    "lion_mask": optim.lion(0.02, weight_decay=0.3, weight_decay_mask="weight"),
+    "lars": optim.lars(0.5, weight_decay=0.1, trust_coefficient=0.05),
+    "lars_options": optim.lars(
+        0.02,
+        momentum=0.6,
+        nesterov=True,
+        trust_coefficient=3.0,
+        trust_ratio_mask="weight",
+        eps=0.01,
+        weight_decay=0.1,
+        weight_decay_mask="weight",
+    ),
+    "lamb": optim.lamb(0.02),
+    "lamb_decay": optim.lamb(0.02, b1=0.8, b2=0.95, eps=1e-4, weight_decay=0.1, weight_decay_mask="weight"),
+    "schedule_free_sgd": optim.schedule_free_sgd(0.05, b1=0.8, weight_decay=0.1),
+    "schedule_free_adamw": optim.schedule_free_adamw(0.05, b2=0.95, eps=1e-6, weight_decay=0.1),
+    "schedule_free_warmup": optim.schedule_free(
+        optim.identity(), optim.warmup_cosine(0.0, 0.1, 10, 50), b1=0.7, weight_lr_power=1.5
+    ),
 }
 
 
 def test_every_recorded_case_is_compared():
     recorded = {key for key in GOLDEN if "/" in key}
-    assert recorded == {f"schedule/{n}" for n in SCHEDULES} | {f"optimizer/{n}" for n in OPTAX}
+    averages = {f"averages/{name}" for name in OPTAX if name.startswith("schedule_free")}
+    assert recorded == {f"schedule/{n}" for n in SCHEDULES} | {f"optimizer/{n}" for n in OPTAX} | averages
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -402,9 +193,12 @@ def test_optimizers_equal_optax(name):
     expected = torch.from_numpy(GOLDEN[f"optimizer/{name}"])
     params, opt_state = start(), None
     opt_state = OPTAX[name].init(params)
-    for row in expected:
+    for k, row in enumerate(expected):
         params, opt_state = run(OPTAX[name], params, 10, opt_state)
         torch.testing.assert_close(flat(params), row, rtol=0, atol=1e-10)
+        if name.startswith("schedule_free"):
+            average = torch.from_numpy(GOLDEN[f"averages/{name}"][k])
+            torch.testing.assert_close(flat(optim.eval_params(opt_state, params)), average, rtol=0, atol=1e-10)
 
 
 # ---- hyper-parameters
@@ -672,24 +466,6 @@ def test_untrainable_params_are_named():
         params = {"0": {"weight": torch.ones(2), "count": leaf}}
         with pytest.raises(TypeError, match=rf"params: leaf '0\.count' is {kind}, expected a real floating tensor"):
             optim.adam(0.1).init(params)
-
-
-@EVERY
-def test_foreign_gradients_are_named(row):
-    params = start()
-    opt = row.make(row.lr)
-    opt_state = opt.init(params)
-
-    def whole_step(grads):
-        updates, _ = opt.update(grads, opt_state, params)
-        return optim.apply_updates(params, updates)
-
-    with pytest.raises(ValueError, match="missing 'bias'"):
-        whole_step({"weight": params["weight"]})
-    with pytest.raises(ValueError, match="unexpected 'scale'"):
-        whole_step({**params, "scale": params["bias"]})
-    with pytest.raises(ValueError, match=r"leaf 'weight' has shape \(1, 2\), expected shape \(3, 2\)"):
-        whole_step({"weight": params["weight"][:1], "bias": params["bias"]})
 
 
 def test_missing_params_and_foreign_states_are_errors():

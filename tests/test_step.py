@@ -573,3 +573,21 @@ def test_without_a_compiler_the_step_warns_once_and_runs_eagerly(tmp_path):
         [sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.split() == ["1", "True", "False", "3"], done.stderr
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_line_search_sees_the_loss_of_the_batch(compiled, fast_compile):
+    """L-BFGS with a line search reaches the least-squares solution in a few steps, whatever the scale."""
+    x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9, 0.2])
+    y = x @ torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64)
+
+    def loss_fn(params, state, batch, key):
+        return losses.mse(batch[0] @ params, batch[1]), (state, {})
+
+    optimizer = optim.lbfgs(line_search="strong_wolfe")
+    step = train.make_step(loss_fn, optimizer, compile=compiled)
+    train_state = train.TrainState.create(torch.zeros(3, 1, dtype=torch.float64), optimizer, random.key(0))
+    for _ in range(12):
+        train_state, _ = step(train_state, (x, y))
+    expected = torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64)
+    torch.testing.assert_close(train_state.params, expected, rtol=1e-6, atol=1e-6)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fnn import tree
 from fnn.optim._contract import GradientTransformation, OptState, map_same, widened
@@ -132,6 +133,8 @@ def _search(point: Callable[[Tensor], Tensor], start: Tensor, size: Tensor, limi
     search = tuple(_Search(trial, start.clone(), start.clone(), no, no.clone(), ~descends, count))
     if torch.compiler.is_compiling():
         search = torch.while_loop(going, step, search)  # type: ignore[attr-defined]
+    elif isinstance(start, FakeTensor):
+        search = step(*search)  # shapes without values, from which no end can be told
     elif torch._C._functorch.maybe_current_level() is None:  # type: ignore[attr-defined]
         while going(*search):
             search = step(*search)

@@ -53,7 +53,8 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
             return _loss_and_aux(loss_fn(params, state, batch, step_key))
 
         grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params, value=value)
+        extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
+        updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
         after = TrainState(apply_updates(params, updates), new_state, opt_state, key, step + 1)
         return keep_finite(train_state, after, value, metrics)
 

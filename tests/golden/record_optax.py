@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
 jax.config.update("jax_enable_x64", True)
 
@@ -40,6 +41,27 @@ OPTIMIZERS = {
     "adamw_scheduled": optax.adamw(warmup_cosine, weight_decay=0.1),
     "clipped_sgd": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9)),
     "clipped_values": optax.chain(optax.clip(0.3), optax.sgd(0.05)),
+    "lion": optax.lion(0.02, b1=0.8, b2=0.95, weight_decay=0.1),
+    "lion_mask": optax.lion(0.02, weight_decay=0.3, mask={"weight": True, "bias": False}),
+    "lars": optax.lars(0.5, weight_decay=0.1, trust_coefficient=0.05),
+    "lars_options": optax.lars(
+        0.02,
+        weight_decay=0.1,
+        weight_decay_mask={"weight": True, "bias": False},
+        trust_coefficient=3.0,
+        trust_ratio_mask={"weight": True, "bias": False},
+        eps=0.01,
+        momentum=0.6,
+        nesterov=True,
+    ),
+    "lamb": optax.lamb(0.02),
+    "lamb_decay": optax.lamb(0.02, b1=0.8, b2=0.95, eps=1e-4, weight_decay=0.1, mask={"weight": True, "bias": False}),
+    "schedule_free_sgd": contrib.schedule_free_sgd(0.05, b1=0.8, weight_decay=0.1),
+    "schedule_free_adamw": contrib.schedule_free_adamw(0.05, b2=0.95, eps=1e-6, weight_decay=0.1),
+    # the weights of Optax are those of its schedule one step later
+    "schedule_free_warmup": contrib.schedule_free(
+        optax.sgd(warmup_cosine), lambda count: warmup_cosine(count - 1), b1=0.7, weight_lr_power=1.5
+    ),
 }
 
 
@@ -53,13 +75,14 @@ def loss(params, target):
     )
 
 
-def trajectory(optimizer, params, target):
+def trajectory(optimizer, params, target, evaluated=lambda state, params: params):
     state = optimizer.init(params)
     path = []
     for _ in range(STEPS):
         updates, state = optimizer.update(jax.grad(loss)(params, target), state, params)
         params = optax.apply_updates(params, updates)
-        path.append(np.concatenate([params["weight"].reshape(-1), params["bias"]]))
+        shown = evaluated(state, params)
+        path.append(np.concatenate([shown["weight"].reshape(-1), shown["bias"]]))
     return np.stack(path)
 
 
@@ -73,6 +96,9 @@ def main():
         recorded[f"schedule/{name}"] = np.asarray(values, np.float64)
     for name, optimizer in OPTIMIZERS.items():
         recorded[f"optimizer/{name}"] = trajectory(optimizer, params, jnp.asarray(target))[9::10]
+        if name.startswith("schedule_free"):
+            averages = trajectory(optimizer, params, jnp.asarray(target), contrib.schedule_free_eval_params)
+            recorded[f"averages/{name}"] = averages[9::10]
     np.savez_compressed(Path(__file__).with_name("optax.npz"), **recorded)
 
 
