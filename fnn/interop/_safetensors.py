@@ -7,10 +7,8 @@ so the tree's outline goes into the file's metadata as JSON: a leaf is ``null``,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fnn.interop._files import check_readable, replace_file
+from fnn.interop._names import nest
 from fnn.tree import pytree
 
 Tree = Any
@@ -55,7 +55,13 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
     outline = _take_apart(tree, "", leaves)
     header = _header(metadata)
     header[OUTLINE] = json.dumps(outline, separators=(",", ":"))
-    _write(_independent(leaves), header, Path(os.path.realpath(path)))
+    apart = _independent(leaves)
+    replace_file(
+        "save_safetensors",
+        path,
+        lambda temporary: save_file(apart, temporary, header),
+        (OSError, SafetensorError),
+    )
 
 
 def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Tree:
@@ -79,12 +85,7 @@ def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | 
         [tensor([0, 1, 2]), {}]
     """
     device = torch.device("cpu" if device is None else device)
-    path = Path(path)
-    try:
-        path.open("rb").close()  # the reader itself calls every file that it may not open missing
-    except OSError as error:
-        message = f"load_safetensors: cannot read {path.absolute()}: {error.strerror}; give the path of a file"
-        raise OSError(error.errno, message) from error
+    path = check_readable("load_safetensors", path)
     leaves, header = _read(path, device)
     if OUTLINE not in header:
         return _nest(leaves, path)
@@ -181,41 +182,6 @@ def _header(metadata: Mapping[str, str] | None) -> dict[str, str]:
     return header
 
 
-def _write(leaves: dict[str, Tensor], header: dict[str, str], path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise IsADirectoryError(f"save_safetensors: {path} is a folder or a device; give the name of a file")
-    temporary = path.with_name(f".{path.name[:50]}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        temporary.touch(exist_ok=False)  # an unwritable folder shows here, as the OSError that it is
-        mode = (path if path.exists() else temporary).stat().st_mode
-        save_file(leaves, temporary, header)
-        temporary.chmod(mode)  # the writer makes files that only their owner can read
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        message = (
-            f"save_safetensors: cannot write {path}: {error}. What was there before is unchanged; "
-            f"check that the folder {path.parent} exists, is writable and has space"
-        )
-        number = getattr(error, "errno", None)
-        raise (OSError(number, message) if number else OSError(message)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system lets a folder be flushed."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -235,22 +201,12 @@ def _stored_order(file: Any) -> Iterable[str]:
 
 def _nest(leaves: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """Nested dicts of names split at the dots: what a file without our outline gives."""
-    root: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split(".")
-        node = root
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if isinstance(node, Tensor):
-                break
-        if isinstance(node, Tensor) or last in node:
-            other = next(n for n in leaves if n.startswith(f"{name}.") or name.startswith(f"{n}."))
-            raise ValueError(
-                f"load_safetensors: {path} cannot be nested: {min(name, other)!r} and {max(name, other)!r} are both "
-                f"tensors; read it flat with safetensors.torch.load_file"
-            )
-        node[last] = leaf
-    return root
+    try:
+        return nest(leaves)
+    except ValueError as error:
+        raise ValueError(
+            f"load_safetensors: {path} cannot be nested: {error}; read it flat with safetensors.torch.load_file"
+        ) from error
 
 
 def _put_together(outline: Outline, leaves: dict[str, Tensor]) -> tuple[Tree, set[str]]:

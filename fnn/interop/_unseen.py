@@ -1,0 +1,55 @@
+"""Random functions that `torch.compile` hides from the mode that would draw them from a key."""
+
+from __future__ import annotations
+
+import dis
+import types
+from typing import Any
+
+import torch
+
+# Measured on torch 2.11 and 2.13: while compiling, calls of these reach no TorchFunctionMode.
+_HIDDEN = ["rand_like", "randn_like", "randint_like", "normal"]
+if torch.__version__ < (2, 13):  # type: ignore[operator]
+    _HIDDEN += ["rand", "randn", "randint", "randperm"]
+_FUNCTIONS = {getattr(torch, name): name for name in _HIDDEN}
+
+
+def unseen_draws(module: torch.nn.Module) -> str:
+    """Why the module cannot be compiled, or "": its code calls a random function that the compiler hides."""
+    seen: set[Any] = set()
+    for path, part in module.named_modules():
+        for cls in type(part).__mro__:
+            if cls.__module__.startswith("torch.nn.") or cls in (torch.nn.Module, object):
+                continue
+            for function in vars(cls).values():
+                if isinstance(function, types.FunctionType) and (name := _calls(function, seen)):
+                    return (
+                        f"{f'submodule {path!r}' if path else 'the module'} ({type(part).__name__}) calls "
+                        f"torch.{name}, which the compiler takes from torch's global generator, whatever the key; "
+                        "write torch.empty_like(x).normal_() or .uniform_(), or do not compile it"
+                    )
+    return ""
+
+
+def _calls(function: types.FunctionType, seen: set[Any]) -> str | None:
+    """The name of a hidden function that this one, or a Python function that it names, calls."""
+    if function in seen or function.__name__ in ("__init__", "reset_parameters"):
+        return None
+    seen.add(function)
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        steps = list(dis.get_instructions(code))
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            if not step.opname.startswith("LOAD_GLOBAL"):
+                continue
+            value = function.__globals__.get(step.argval)
+            if value is torch and following is not None:
+                value = getattr(torch, str(following.argval), None)
+            if isinstance(value, types.BuiltinFunctionType | types.BuiltinMethodType) and value in _FUNCTIONS:
+                return _FUNCTIONS[value]
+            own = isinstance(value, types.FunctionType) and not value.__module__.startswith("torch.")
+            if own and (name := _calls(value, seen)):  # type: ignore[arg-type]
+                return name
+    return None
