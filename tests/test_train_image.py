@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cifar10_files import write_cifar10
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fnn import data, interop, models, tree
 
@@ -32,7 +34,7 @@ def finished(tmp_path_factory):
 def test_it_prints_the_table_the_data_and_the_result(finished):
     out, printed = finished
     words = " ".join(printed.split())
-    assert "fc1 Linear(120) [-1, 120] 48,120" in words
+    assert "[-1, 120] 48,120" in words
     assert "training and" in words
     assert "device cpu" in words or "device cuda" in words
     assert "epoch 4 loss" in words
@@ -59,6 +61,51 @@ def test_it_writes_what_another_program_can_read(finished):
     assert accuracy > 0.8
     for name in ("curves.png", "predictions.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_cifar10_with_augmentation_and_tensorboard(tmp_path):
+    write_cifar10(tmp_path, each=100)
+    options = ["--data", "cifar10", "--root", tmp_path, "--augment", "--tensorboard", "--no-compile"]
+    run(*options, "--epochs", 4, "--out", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["classes"][9] == "truck"
+    assert len(config["preprocessing"]["mean"]) == 3
+    assert config["test"]["accuracy"] > 0.8
+    weights = interop.load_safetensors(tmp_path / "out" / "model.safetensors")
+    images = data.cifar10(tmp_path)
+    found = models.lenet5()(weights["params"], images.test[0]).argmax(-1)
+    assert float((found == images.test[1]).double().mean()) == pytest.approx(config["test"]["accuracy"])
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["graph"]
+    assert [event.step for event in events.Scalars("epoch/eval_accuracy")] == [7, 14, 21, 28]
+
+
+@pytest.mark.slow
+def test_mse_on_one_hot_with_momentum(tmp_path):
+    run(
+        *["--model", "mlp", "--loss", "mse", "--optimizer", "sgd", "--lr", 0.1, "--epochs", 4, "--no-compile"],
+        *["--out", tmp_path],
+    )
+    weights = interop.load_safetensors(tmp_path / "model.safetensors")["params"]
+    images, labels = data.digits().test
+    outputs = models.mlp((256, 64))(weights, images)
+    found = json.loads((tmp_path / "config.json").read_text())["test"]
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.mse_loss(outputs, torch.eye(10)[labels])), rel=1e-5)
+    assert found["accuracy"] > 0.85
+
+
+@pytest.mark.slow
+def test_the_note_s_mnist_network(tmp_path, mnist_root):
+    """784-256-64-10, SGD with momentum 0.9, mean squared error of one-hot labels."""
+    run(
+        *["--data", "mnist", "--root", mnist_root, "--model", "mlp", "--loss", "mse", "--optimizer", "sgd"],
+        *["--lr", 0.1, "--momentum", 0.9, "--epochs", 5, "--no-compile", "--out", tmp_path],
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["test"]["accuracy"] > 0.9
+    for name in ("curves.png", "predictions.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

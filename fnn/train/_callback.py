@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from fnn.train._history import History
 from fnn.train._state import TrainState
@@ -20,6 +21,8 @@ class Run:
     """Steps done since step 0 of the run, resumed or not."""
     total_steps: int | None
     steps_per_epoch: int | None
+    batch: Any = None
+    """The batch of the last step."""
     examples_per_second: float = 0.0
     stop_reason: str | None = None
 

@@ -118,7 +118,7 @@ def _epoch(
     recent = _Recent(run, loader)
     for batch in _batches(loader, run):
         run.train_state, metrics = run.step_fn(run.train_state, batch)
-        run.step += 1
+        run.step, run.batch = run.step + 1, batch
         count += 1
         totals = {name: totals.get(name, 0.0) + _wide(value) for name, value in metrics.items()}
         recent.add(metrics, batch)

@@ -1,0 +1,79 @@
+"""`EarlyStopping`: end a run that no longer improves, with the weights it had at its best."""
+
+from __future__ import annotations
+
+import math
+
+from fnn.train._callback import Callback, Run
+from fnn.train._state import TrainState
+
+
+class EarlyStopping(Callback):
+    """Stop when a number of the history has not improved for `patience` epochs, and go back to the best state.
+
+    monitor: a column of the history, such as "eval_loss"
+    patience: epochs without improvement after which the run stops
+    mode: "min" where lower is better, "max" where higher is
+    min_delta: an improvement is a change for the better by more than this
+    restore: whether `fit` returns the best state, however the run ends, instead of the last one
+
+    Afterwards `best` is a copy of the best state (`None` before the first epoch), `best_value` and `best_epoch` say
+    which it was. The copy takes the memory of one more state. A number that is not finite is no improvement.
+
+    Raises `ValueError` for bad arguments, and for a column that the history does not have, naming those it has.
+
+    Example:
+        >>> from fnn import train
+        >>> stopping = train.EarlyStopping("eval_accuracy", mode="max", patience=5)
+        >>> train_state, history = train.fit(
+        ...     step, train_state, batches, epochs=100, eval=evaluate, callbacks=[stopping]
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        monitor: str = "eval_loss",
+        *,
+        patience: int,
+        mode: str = "min",
+        min_delta: float = 0.0,
+        restore: bool = True,
+    ):
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+            raise ValueError(f"EarlyStopping: patience is {patience!r}, expected a number of epochs, at least 1")
+        if mode not in ("min", "max"):
+            raise ValueError(f"EarlyStopping: mode is {mode!r}, expected 'min' or 'max'")
+        if not min_delta >= 0:
+            raise ValueError(f"EarlyStopping: min_delta is {min_delta!r}, expected a number of at least 0")
+        self.monitor, self.patience, self.mode = monitor, patience, mode
+        self.min_delta, self.restore = min_delta, restore
+        self._forget()
+
+    def _forget(self) -> None:
+        self.best: TrainState | None = None
+        self.best_value, self.best_epoch, self.waited = math.nan, 0, 0
+
+    def start(self, run: Run) -> None:
+        self._forget()
+
+    def epoch(self, run: Run, row: dict[str, float]) -> None:
+        if self.monitor not in row:
+            if run.stop_reason is not None:  # an epoch that was broken off is not evaluated
+                return
+            raise ValueError(
+                f"EarlyStopping: the history has no column {self.monitor!r} to monitor; its columns are {list(row)}"
+                + (", and those of eval come with fit(eval=...)" if self.monitor.startswith("eval_") else "")
+            )
+        value = row[self.monitor]
+        gain = self.best_value - value if self.mode == "min" else value - self.best_value
+        if math.isfinite(value) and (self.best is None or gain > self.min_delta):
+            self.best, self.best_value, self.best_epoch = run.train_state.copy(), value, int(row["epoch"])
+            self.waited = 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            run.stop(f"no better {self.monitor} than {self.best_value:.4g} for {self.patience} epochs")
+
+    def end(self, run: Run) -> None:
+        if self.restore and self.best is not None:
+            run.train_state = self.best.copy()  # a later donating step empties what fit returns, not `best`
