@@ -26,7 +26,9 @@ def page() -> str:
     sections = {
         "The main job": trainer(),
         "Memory of a training step": f"{step_memory()}\n\n{remat_memory()}",
+        "Compiling whole training steps": compile_models(),
         "Matrix products": products(),
+        "Bilinear layers": bilinear(),
         "Derivatives": f"{derivatives()}\n\n{jacobian_memory()}",
     }
     return "\n".join([PAGE, *(f"## {title}\n\n{text}\n" for title, text in sections.items() if text.strip())])
@@ -67,6 +69,49 @@ def remat_memory() -> str:
     return _section(
         "Peak memory of a step with and without `fnn.remat` (`benchmarks/remat_memory.py`):",
         _table(["", "peak"], [[name, f"{row['peak_mib']:.0f} MiB"] for name, row in result["results"].items()]),
+        _machine(result),
+    )
+
+
+def compile_models() -> str:
+    if (result := _load("compile_models")) is None:
+        return ""
+    rows = []
+    for name, runs in result["results"].items():
+        cold, warm = runs["cold"], runs["warm"]
+        if "error" in cold or "error" in warm:
+            rows.append([name, "failed", *[""] * 6])
+            continue
+        millions = f"{cold['parameters'] / 1e6:.1f}" if cold["parameters"] >= 1e5 else f"{cold['parameters'] / 1e6:.2f}"
+        batch = " x ".join(str(size) for size in cold["batch"])
+        seconds = [f"{run['compile_seconds']:.1f}" for run in (cold, warm)]
+        speed = [f"{cold['step_seconds'] * 1e3:.0f}", str(cold["graphs"]), f"{cold['difference']['params']:.0e}"]
+        rows.append([name, millions, batch, *seconds, *speed])
+    return _section(
+        "Seconds to compile forward, backward and optimizer as one graph, with an empty compiler cache and with a "
+        "filled one in a new process, each model at its real size; then milliseconds of a step, and the largest "
+        "difference of any parameter from the eager step's (`benchmarks/compile_models.py`):",
+        _table(["", "million parameters", "batch", "cold", "warm", "step", "graphs", "difference"], rows),
+        _machine(result),
+    )
+
+
+def bilinear() -> str:
+    if (result := _load("bilinear")) is None:
+        return ""
+    names = ("ours", "torch.bilinear", "torch.einsum")
+    rows = [
+        [
+            case,
+            *(f"{row['sides'][name]['microseconds']:.0f}" for name in names),
+            f"{row['speed_of_the_best_other']:.2f}",
+        ]
+        for case, row in result["results"].items()
+    ]
+    return _section(
+        "`nn.Bilinear`, microseconds a call, eager, and how fast we are beside the best other; batch x in1 x in2 -> "
+        "out, the first case that of the notes (`benchmarks/bilinear.py`):",
+        _table(["", "nn.Bilinear", "torch.bilinear", "torch.einsum", ""], rows),
         _machine(result),
     )
 
