@@ -208,6 +208,10 @@ class _Recording(Layer):
     def uses_key(self) -> bool:  # type: ignore[override]
         return self.inner.uses_key
 
+    @property
+    def carries(self) -> bool:  # type: ignore[override]
+        return self.inner.carries
+
     def apply(
         self, params: Any, state: Any, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, Any]:

@@ -15,17 +15,19 @@ from torch import Tensor
 from fnn import tree
 
 _functions: list[Any] = []
+_NONE = "fnn._rules: None"  # in the place of None, which Dynamo hands on to no such function
 
 
 def in_graph(call: Callable[..., Any]) -> Callable[..., Any]:
     """Of `call(functions, args, kwargs)` a function that works in compiled programs too.
 
-    `functions` is a tuple of objects that the program has from outside; args and kwargs are trees of tensors, numbers
-    and strings; the result is a tree of tensors.
+    `functions` is a tuple of objects that the program has from outside; args and kwargs are trees of tensors, numbers,
+    strings and None; the result is a tree of tensors.
     """
 
     def traced(number: int, args: Any, kwargs: Any) -> Any:
-        return call(_functions[number], args, kwargs)
+        shown = tree.map(lambda leaf: None if isinstance(leaf, str) and leaf == _NONE else leaf, (args, kwargs))
+        return call(_functions[number], *shown)
 
     def dispatch(functions: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
@@ -37,7 +39,8 @@ def in_graph(call: Callable[..., Any]) -> Callable[..., Any]:
                 torch.ops.aten.alias(leaf)  # modes see no call of a nonstrict function, and this one in its place
         # Adding zero makes a plain constant of one that Dynamo would want to guard.
         number = _functions_defined_outside_the_compiled_function(*functions) + 0
-        return torch._dynamo.nonstrict_trace(traced)(number, args, kwargs)
+        hidden = tree.map(lambda leaf: _NONE if leaf is None else leaf, (args, kwargs))
+        return torch._dynamo.nonstrict_trace(traced)(number, *hidden)
 
     return dispatch
 

@@ -72,7 +72,7 @@ class Sequential(Container):
         xs, inputs = nursery.xs, nursery.inputs
         for index, (name, child) in enumerate(self.children):
             y = nursery.add(index, name, child, xs, inputs)
-            xs, inputs = (y[0] if child.carries else y,), {}
+            xs, inputs = (without_carry(child, y),), {}
         return nursery.params, nursery.state
 
     def apply(
@@ -81,7 +81,7 @@ class Sequential(Container):
         run = Run(self, params, state, key, train)
         for index, (name, child) in enumerate(self.children):
             y = run(index, name, child, xs, inputs)
-            xs, inputs = (y[0] if child.carries else y,), {}
+            xs, inputs = (without_carry(child, y),), {}
         return xs[0], run.new_state()
 
     def __repr__(self) -> str:
@@ -118,7 +118,7 @@ class Parallel(Container):
 
 @layer
 class Residual(Container):
-    """`body(x) + shortcut(x)`; without a shortcut, `body(x) + x`. Both must have one shape.
+    """`body(x) + shortcut(x)`; without a shortcut, `body(x) + x`. Both must have one shape; a carry is dropped.
 
     Example:
         >>> from fnn import nn
@@ -136,7 +136,10 @@ class Residual(Container):
         self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
         run = Run(self, params, state, key, train)
-        ys = [run(index, name, child, xs, inputs) for index, (name, child) in enumerate(self.children)]
+        ys = [
+            without_carry(child, run(index, name, child, xs, inputs))
+            for index, (name, child) in enumerate(self.children)
+        ]
         left, right = ys[0], ys[1] if len(ys) == 2 else xs[0]
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
             raise TypeError(f"Residual: adds tensors, got {type(left).__name__} and {type(right).__name__}")
@@ -239,6 +242,11 @@ class Located:
         path = self.name if path is None else f"{self.name}.{path}"
         error.layer = (path, shown, message)  # type: ignore[attr-defined]
         error.args = (f"layer {path!r} {shown}: {message}",)
+
+
+def without_carry(child: Layer, y: Any) -> Any:
+    """What a layer hands on to the next: its output, of a recurrent one without the carry."""
+    return y[0] if child.carries else y
 
 
 def named_children(owner: str, layers: tuple[Any, ...]) -> Children:

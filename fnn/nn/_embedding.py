@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnn import random
 from fnn.nn._inference import inferring
 from fnn.nn._layer import Layer, Params, State, expect, layer
 from fnn.nn._window import check_count
-from fnn.nn.initializers import Initializer, normal
+from fnn.nn.initializers import Initializer
 
 
 @layer
@@ -37,7 +38,7 @@ class Embedding(Layer):
     num_embeddings: int
     features: int
     padding_idx: int | None = None
-    weight_init: Initializer = normal(1.0)
+    weight_init: Initializer = random.normal
     uses_key: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

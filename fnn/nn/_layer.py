@@ -47,7 +47,7 @@ class Layer:
     """Whether `apply` in training needs a key. A layer without randomness sets it to False, which saves a fold."""
 
     carries: ClassVar[bool] = False
-    """Whether the output is `(y, carry)`, as of a recurrent layer. `Sequential` hands on `y` and drops the carry."""
+    """Whether the output is `(y, carry)`, as of a recurrent layer. What hands it on drops the carry."""
 
     def init(self, key: Tensor, *xs: Any, **inputs: Any) -> tuple[Params, State]:
         """New params and state for inputs like these; by default, those of a layer that has none."""

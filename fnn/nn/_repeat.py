@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from fnn import tree
-from fnn.nn._containers import Children, Container, Located, Nursery, Run, named_children
+from fnn.nn._containers import Children, Container, Located, Nursery, Run, named_children, without_carry
 from fnn.nn._layer import Layer, Params, State, as_layer, layer
 
 
 @layer
 class Repeat(Container):
     """`layer` n times, one after another, each copy with its own parameters; named inputs go to every copy.
+
+    A copy takes one value and hands one on; of a recurrent layer every copy starts from zeros, its carry is dropped.
 
     params and state hold the copies under "0" to "n-1", as torch names them. With `stacked=True` they hold one tree
     under "*", each leaf with an axis of length n in front: optimizers and graphs then see n times fewer leaves, which
@@ -29,7 +31,8 @@ class Repeat(Container):
         >>> params["*"]["weight"].shape
         torch.Size([3, 4, 4])
 
-    Raises `ValueError` where an output has another shape than the input, which a next copy could not take.
+    Raises `ValueError` where an output has another shape than the input, which a next copy could not take, and for
+    several inputs without names, of which only the first copy would see all.
     """
 
     children: Children
@@ -43,6 +46,7 @@ class Repeat(Container):
         object.__setattr__(self, "stacked", bool(stacked))
 
     def init(self, key: Tensor, *xs: Any, **inputs: Any) -> tuple[Params, State]:
+        _check_one(xs)
         nursery = Nursery(key, xs, inputs)
         xs, inputs = nursery.xs, nursery.inputs
         for index, (name, child) in enumerate(self.children):
@@ -55,6 +59,7 @@ class Repeat(Container):
     def apply(
         self, params: Params, state: State, *xs: Any, key: Tensor | None = None, train: bool = False, **inputs: Any
     ) -> tuple[Any, State]:
+        _check_one(xs)
         if self.stacked:
             params, state = self._unstack(params, "params"), self._unstack(state, "state")
         run = Run(self, params, state, key, train)
@@ -64,7 +69,7 @@ class Repeat(Container):
         return xs[0], _stack(new) if self.stacked else new
 
     def _next(self, name: str, child: Layer, y: Any, xs: tuple[Any, ...]) -> Any:
-        y = y[0] if child.carries else y
+        y = without_carry(child, y)
         with Located(name, child):
             if [x.shape for x in tree.leaves(y)] != [x.shape for x in tree.leaves(xs[0])]:
                 raise ValueError(
@@ -97,6 +102,14 @@ class Repeat(Container):
 def _stack(copies: dict[str, Any]) -> dict[str, Any]:
     trees = list(copies.values())
     return {"*": tree.map(lambda *leaves: torch.stack(leaves), *trees)} if trees else {}
+
+
+def _check_one(xs: tuple[Any, ...]) -> None:
+    if len(xs) != 1:
+        raise ValueError(
+            f"Repeat: takes one input, which each copy hands to the next, got {len(xs)}; give others by name, "
+            "they go to every copy"
+        )
 
 
 def _shapes(value: Any) -> str:

@@ -65,6 +65,9 @@ class Remat(Wrapper):
     def _run(self, params: Params, state: State, xs: Any, inputs: Any, key: Tensor | None, train: bool) -> Any:
         return self.inner.apply(params, state, *xs, key=key, train=train, **inputs)
 
+    def __reduce__(self) -> tuple[type[Remat], tuple[Layer]]:
+        return Remat, (self.inner,)  # a copy, or what a pickle gives, makes its own function of `_run`
+
     def around(self, inner: Layer) -> Remat:
         return Remat(inner)
 

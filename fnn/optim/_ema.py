@@ -39,6 +39,7 @@ class EmaParamsState(NamedTuple):
     inner: OptState
 
     def eval_params(self, params: Tree) -> Tree:
+        """The parameters to evaluate with, for `optim.eval_params`; `()` where a leaf is not averaged."""
         return self.ema
 
 

@@ -23,6 +23,7 @@ class LookaheadState(NamedTuple):
     inner: OptState
 
     def eval_params(self, params: Tree) -> Tree:
+        """The parameters to evaluate with, for `optim.eval_params`; `()` where a leaf is not averaged."""
         return self.slow
 
 

@@ -43,6 +43,7 @@ class ScheduleFreeState(NamedTuple):
     z: Tree
 
     def eval_params(self, params: Tree) -> Tree:
+        """The parameters to evaluate with, for `optim.eval_params`; `()` where a leaf is not averaged."""
         def average(y: Tensor, z: Any) -> Any:
             return () if is_absent(z) else _average(widened(y), widened(z), self.mixed)
 
