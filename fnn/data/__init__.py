@@ -7,5 +7,6 @@ from fnn.data._images import ImageDataset, preprocess
 from fnn.data._loader import Loader
 from fnn.data._mnist import mnist
 from fnn.data._split import split
+from fnn.data._torchvision import torchvision
 
-__all__ = ["ImageDataset", "Loader", "augment", "cifar10", "digits", "mnist", "preprocess", "split"]
+__all__ = ["ImageDataset", "Loader", "augment", "cifar10", "digits", "mnist", "preprocess", "split", "torchvision"]
