@@ -512,3 +512,8 @@ def test_sequential_drops_a_carry():
 def test_names_with_stars_are_refused():
     with pytest.raises(ValueError, match="without dots and stars"):
         nn.Sequential({"*": nn.Linear(2)})
+
+
+def test_a_dropout_that_drops_nothing_costs_no_key():
+    assert not nn.Sequential(nn.Linear(2), nn.Dropout(0.0)).uses_key
+    assert nn.Dropout(0.1).uses_key

@@ -22,6 +22,10 @@ class Dropout(Layer):
         if not 0 <= self.p <= 1:
             raise ValueError(f"Dropout: p must be a probability in [0, 1], got {self.p!r}")
 
+    @property
+    def uses_key(self) -> bool:  # type: ignore[override]
+        return self.p > 0
+
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
