@@ -50,10 +50,9 @@ def test_transforms(layer, module, shape):
 
 
 COMPILED = [
-    (nn.Conv1d(2, 2, padding="same"), (2, 2, 4)),
+    (nn.Conv1d(2, 2, padding="same", groups=2), (2, 2, 4)),
     (nn.ConvTranspose2d(2, 2, stride=2, groups=2), (1, 2, 2, 2)),
     (nn.MaxPool1d(3, 2, 1), (2, 2, 5)),
-    (nn.Conv2d(2, 2, groups=2), (1, 2, 3, 3)),
 ]
 
 
@@ -217,6 +216,10 @@ def test_errors():
 
 
 def test_sizes_of_integer_inputs_are_known_before_they_are_converted():
-    net = nn.Sequential(nn.Conv2d(2, 3), nn.Flatten(), nn.Linear(2))
-    params, _ = net.init(KEY, torch.zeros(1, 1, 5, 5, dtype=torch.uint8))
-    assert net(params, torch.zeros(1, 1, 5, 5)).shape == (1, 2)
+    for first in (nn.Conv2d(2, 3), nn.AvgPool2d(3, 1), nn.AdaptiveAvgPool2d(3)):
+        net = nn.Sequential(first, nn.Flatten(), nn.Linear(2))
+        image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+        params, _ = net.init(KEY, image)
+        assert net(params, image.float()).shape == (1, 2)
+        with pytest.raises(TypeError, match=r"expected floating values, got torch.uint8; convert them first, x\.to"):
+            net(params, image)

@@ -249,6 +249,8 @@ def test_errors():
     bilinear = nn.Bilinear(2)
     with pytest.raises(ValueError, match=r"equal leading axes, got \(2, 3\) and \(3, 3\)"):
         bilinear.init(KEY, torch.zeros(2, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"equal leading axes, got \(3,\) and \(\)"):
+        bilinear.init(KEY, torch.zeros(3), torch.zeros(()))
     with pytest.raises(TypeError, match="Bilinear: bias must be True or False, got 4"):
         nn.Bilinear(2, 4)
     with pytest.raises(TypeError, match="Bilinear: expected floating values, got torch.int64"):

@@ -1,5 +1,8 @@
 """nn.Repeat, nn.Remat, nn.Cast: the same numbers as the layers they wrap, in other memory, graphs and dtypes."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.func import grad, hessian, jvp, vmap
@@ -49,17 +52,18 @@ def test_repeat_is_a_sequence_of_copies():
     same((y, new), (z, expected_state))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stacked_copies_compute_the_same(compiled, fast_compile):
     x = double(6, 4)
-    plain, stacked = nn.Repeat(block(), 3), nn.Repeat(block(), 3, stacked=True)
+    n = 2 if compiled else 3
+    plain, stacked = nn.Repeat(block(), n), nn.Repeat(block(), n, stacked=True)
     params, state = plain.init(KEY, x)
     stack, stack_state = stacked.init(KEY, x)
     assert {path: leaf.shape[0] for path, leaf in tree.paths((stack, stack_state)).items()} == dict.fromkeys(
-        tree.paths((stack, stack_state)), 3
+        tree.paths((stack, stack_state)), n
     )
     assert list(stack) == ["*"]
-    for index in range(3):
+    for index in range(n):
         same(tree.map(lambda leaf, index=index: leaf[index], stack["*"]), params[str(index)])
 
     def run(net):
@@ -68,12 +72,12 @@ def test_stacked_copies_compute_the_same(compiled, fast_compile):
             return (y**2).sum(), (y, s)
 
         whole = lambda p, s, x: grad(f, has_aux=True)(p, s, x)
-        return torch.compile(whole, fullgraph=True) if compiled else whole
+        return torch.compile(whole, fullgraph=True) if compiled and net is stacked else whole
 
     grads, (y, new) = run(plain)(params, state, x)
     stack_grads, (z, stack_new) = run(stacked)(stack, stack_state, x)
     same(y, z)
-    for index in range(3):
+    for index in range(n):
         same(tree.map(lambda leaf, index=index: leaf[index], stack_grads["*"]), grads[str(index)])
         same(tree.map(lambda leaf, index=index: leaf[index], stack_new["*"]), new[str(index)])
 
@@ -88,7 +92,20 @@ def test_repeat_gives_named_inputs_to_every_copy():
     same(y, 2 * fc(params["1"]["fc"], 2 * fc(params["0"]["fc"], x)))
 
 
+def test_copies_of_a_recurrent_layer_hand_on_its_output():
+    x, cell = double(2, 4, 3), nn.LSTM(3)
+    params, _ = nn.Repeat(cell, 2).init(KEY, x)
+    expected = cell(params["1"], cell(params["0"], x)[0])[0]
+    same(nn.Repeat(cell, 2)(params, x), expected)
+    same(nn.Residual(nn.Repeat(cell, 2))({"body": params}, x), x + expected)
+    same(nn.Residual(cell)({"body": params["0"]}, x), x + cell(params["0"], x)[0])
+
+
 def test_repeat_names_what_is_wrong():
+    scale = nn.Repeat(nn.Block(lambda m, x, by=1.0: m.fc(x) * by, fc=nn.Linear(3)), 2)
+    for call in (scale.init, lambda key, *xs: scale(scale.init(key, xs[0])[0], *xs)):
+        with pytest.raises(ValueError, match="takes one input, .* got 2; give others by name, they go to every copy"):
+            call(KEY, double(2, 3), torch.tensor(2.0))
     with pytest.raises(ValueError, match="n must be a number of copies >= 1, got 0"):
         nn.Repeat(nn.Linear(3), 0)
     with pytest.raises(ValueError, match=r"layer '0' Linear\(5\): .* shape \(2, 5\) for shape \(2, 4\)"):
@@ -99,6 +116,8 @@ def test_repeat_names_what_is_wrong():
         net({"0": {}, "1": {}}, double(2, 4))
     with pytest.raises(ValueError, match=r"leaf '\*\.weight' has shape \(1, 4, 4\); expected 2, the number of copies"):
         net(tree.map(lambda leaf: leaf[:1], params), double(2, 4))
+    with pytest.raises(ValueError, match=r"leaf '\*\.weight' is int; expected 2, the number of copies, first"):
+        net({"*": {"weight": 3, "bias": params["*"]["bias"]}}, double(2, 4))
 
 
 # ---- Remat
@@ -121,10 +140,11 @@ def test_remat_changes_no_number():
     same(hessian(lambda p: small(p, x).sum())(p), hessian(lambda p: small.inner(p, x).sum())(p))
 
 
+@pytest.mark.slow
 def test_remat_in_a_compiled_step_keeps_state_and_randomness(fast_compile):
     x = double(6, 4)
     results = []
-    for net in (nn.Repeat(block(), 2), nn.Repeat(nn.Remat(block()), 2)):
+    for net in (nn.Sequential(block(), nn.tanh), nn.Sequential(nn.Remat(block()), nn.tanh)):
 
         def loss_fn(params, state, batch, key, net=net):
             y, state = net.apply(params, state, batch, key=key, train=True)
@@ -132,12 +152,25 @@ def test_remat_in_a_compiled_step_keeps_state_and_randomness(fast_compile):
 
         params, state = net.init(KEY, x)
         optimizer = optim.sgd(0.1)
-        step = train.make_step(loss_fn, optimizer)
+        step = train.make_step(loss_fn, optimizer, compile=isinstance(net.children[0][1], nn.Remat))
         train_state = train.TrainState.create(params, optimizer, KEY, state=state)
         for _ in range(2):
             train_state, metrics = step(train_state, x)
         results.append((train_state.params, train_state.state, metrics["loss"]))
     same(*results)
+
+
+def test_remat_compiles_without_a_key_and_with_inputs_that_are_none(fast_compile):
+    masked = nn.Block(lambda m, x, mask=None: m.fc(x) if mask is None else m.fc(x) * mask, fc=nn.Linear(3))
+    net, x = nn.Remat(masked), double(2, 3)
+    params, _ = net.init(KEY, x)
+
+    def run(net, params, x):
+        loss = lambda p, mask: net(p, x, mask=mask).square().sum()
+        return net(params, x), grad(loss)(params, None), grad(loss)(params, x > 0)
+
+    compiled = torch.compile(lambda params, x: run(net, params, x), fullgraph=True)
+    same(compiled(params, x), run(masked, params, x))
 
 
 def test_a_rematerialized_layer_keeps_less(fast_compile):
@@ -190,6 +223,7 @@ def test_cast_takes_integers_and_other_parameter_dtypes():
     assert pick(params, torch.tensor([1, 4])).shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_a_cast_net_trains_and_its_per_sample_norms_are_right(fast_compile):
     net = nn.Cast(nn.Sequential(nn.Linear(8), nn.tanh, nn.Linear(1)), nn.Policy(compute=torch.bfloat16))
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
@@ -229,3 +263,25 @@ def test_wrappers_print_and_are_transparent_to_summary():
     assert [row.parameters for row in summary.rows] == [12, 12, 12]
     assert summary.parameters == 36
     assert repr(nn.Remat(nn.Linear(3))) == "Remat(Linear(3))"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Remat(nn.Sequential(nn.Embedding(4, 3), nn.Linear(2))),
+        nn.Cast(nn.Repeat(nn.Linear(3), 2, stacked=True), nn.Policy(compute=torch.bfloat16)),
+        nn.Residual(
+            nn.Sequential(nn.Conv2d(4, 3), nn.BatchNorm(), nn.relu, nn.MaxPool2d(2)), nn.Parallel(nn.Linear(2))
+        ),
+    ],
+    ids=["remat", "cast", "containers"],
+)
+def test_layers_are_pickled_and_copied(layer):
+    for other in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer), copy.copy(layer)):
+        assert other == layer
+        assert hash(other) == hash(layer)
+        assert repr(other) == repr(layer)
+    if isinstance(layer, nn.Remat):
+        ids = torch.tensor([[0, 3]])
+        params, _ = layer.init(KEY, ids)
+        same(pickle.loads(pickle.dumps(layer))(params, ids), layer(params, ids))

@@ -528,6 +528,8 @@ def test_reduce_on_plateau_of_means_groups_and_rates_set_by_hand():
         (lambda: optim.freeze("bias", SGD), TypeError, "freeze: optimizer is 'bias', expected .* arguments swapped"),
         (lambda: optim.masked(optim.clip, "bias"), TypeError, "masked: transformation is <function clip"),
         (lambda: optim.by_label({"a": optim.sgd}, {"*": "a"}), TypeError, "by_label: the optimizer 'a' is <function"),
+        (lambda: optim.by_label({"a.b": SGD}, {"*": "a.b"}), ValueError, "a non-empty string without dots, got 'a.b'"),
+        (lambda: optim.by_label({0: SGD}, lambda path, leaf: 0), ValueError, "string without dots, got 0"),
         (lambda: optim.by_label([SGD], {"*": "a"}), TypeError, "optimizers must be a dict of optimizers by label"),
         (lambda: optim.accumulate(0, SGD), ValueError, "accumulate: n must be an int >= 1, got 0"),
         (lambda: optim.accumulate(SGD, 4), ValueError, "accumulate: n must be an int >= 1, got Gradient"),
@@ -582,3 +584,6 @@ def test_what_an_update_needs_is_named():
         opt.update(params, opt.init(params), params, value=torch.ones(3))
     with pytest.raises(ValueError, match="eval_params: this optimizer averages no parameters"):
         optim.eval_params(SGD.init(params), params)
+    averaged = WRAPPERS["ema_params"](0.1).init(params)
+    with pytest.raises(ValueError, match=r"average in opt_state: leaf 'bias' has shape \(3,\), expected shape \(2,\)"):
+        optim.eval_params(averaged, {**params, "bias": params["bias"][:2]})

@@ -88,6 +88,13 @@ def test_state_and_flops():
     assert fnn.summary(net, x).flops is None
 
 
+def test_a_recurrent_layer_hands_on_its_output_without_the_carry():
+    net = nn.Sequential(nn.Repeat(nn.LSTM(3), 2), nn.Residual(nn.LSTM(3)), nn.Linear(2))
+    summary = fnn.summary(net, torch.zeros(1, 5, 3))
+    assert [row.output_shape for row in summary.rows] == [(-1, 5, 3)] * 3 + [(-1, 5, 2)]
+    assert summary.parameters == 3 * 4 * (2 * 9 + 2 * 3) + 8
+
+
 def test_named_inputs():
     net = nn.Block(lambda m, x, mask: m.fc(x) * mask, fc=nn.Linear(2))
     assert fnn.summary(net, torch.zeros(3, 4), mask=torch.ones(3, 1)).parameters == 10

@@ -63,7 +63,7 @@ class Bilinear(Layer):
         return (y + bias[0] if bias else y), state
 
     def _shapes(self, x1: Tensor, x2: Tensor) -> Shapes:
-        if not x1.dim() or x1.shape[:-1] != x2.shape[:-1]:
+        if not (x1.dim() and x2.dim()) or x1.shape[:-1] != x2.shape[:-1]:
             raise ValueError(
                 "Bilinear: expected inputs of shape (..., in1) and (..., in2) with equal leading axes, "
                 f"got {tuple(x1.shape)} and {tuple(x2.shape)}"

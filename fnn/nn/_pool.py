@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fnn.nn._floating import floating
 from fnn.nn._layer import Layer, Params, State, expect, layer
 from fnn.nn._window import Size, check_fit, check_sizes, per_axis, space
 
@@ -78,6 +80,7 @@ class _AvgPool(_Windows):
 
     def pool(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         self.check(sizes)
+        x = floating(self, x, torch.float32)  # torch's mean of 0 and 1 as integers is 0
         stride = self.kernel_size if self.stride is None else self.stride
         return MEANS[self.dims](x, self.kernel_size, stride, self.padding, self.ceil_mode, self.count_include_pad)
 
@@ -116,7 +119,7 @@ class MaxPool2d(_MaxPool):
 class AvgPool1d(_AvgPool):
     """The mean of each window, x: (N, C, L) or (C, L) -> (N, C, L'); as `torch.nn.AvgPool1d`.
 
-    Raises ValueError for windows that do not fit.
+    Raises ValueError for windows that do not fit and TypeError for integer inputs.
 
     Example:
         >>> from fnn import nn
@@ -131,7 +134,7 @@ class AvgPool1d(_AvgPool):
 class AvgPool2d(_AvgPool):
     """The mean of each window, x: (N, C, H, W) or (C, H, W) -> (N, C, H', W'); as `torch.nn.AvgPool2d`.
 
-    Raises ValueError for windows that do not fit.
+    Raises ValueError for windows that do not fit and TypeError for integer inputs.
 
     Example:
         >>> from fnn import nn
@@ -146,6 +149,8 @@ class AvgPool2d(_AvgPool):
 class AdaptiveAvgPool2d(_Pool):
     """The mean over windows that cut each image into `output_size` cells, as `torch.nn.AdaptiveAvgPool2d`.
 
+    Raises TypeError for integer inputs.
+
     Example:
         >>> from fnn import nn
         >>> nn.AdaptiveAvgPool2d(1)({}, torch.arange(4.0).reshape(1, 2, 2))
@@ -159,4 +164,4 @@ class AdaptiveAvgPool2d(_Pool):
         check_sizes(self, self.dims, output_size=1)
 
     def pool(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        return F.adaptive_avg_pool2d(x, self.output_size)
+        return F.adaptive_avg_pool2d(floating(self, x, torch.float32), self.output_size)

@@ -85,10 +85,10 @@ class Repeat(Container):
             return {}
         leaves, structure = tree.flatten(stacked["*"])
         for path, leaf in tree.paths(stacked["*"]).items():
-            if leaf.dim() == 0 or leaf.shape[0] != len(self.children):
+            if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != len(self.children):
+                got = f"has shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"is {type(leaf).__name__}"
                 raise ValueError(
-                    f"Repeat: {of} leaf '*.{path}' has shape {tuple(leaf.shape)}; "
-                    f"expected {len(self.children)}, the number of copies, first"
+                    f"Repeat: {of} leaf '*.{path}' {got}; expected {len(self.children)}, the number of copies, first"
                 )
         # `unbind` is one node of the graph, and one backward that stacks; n selections would be n of either.
         copies = zip(*[leaf.unbind() for leaf in leaves], strict=True)

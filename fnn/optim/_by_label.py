@@ -22,7 +22,7 @@ def by_label(optimizers: dict[str, GradientTransformation], labels: Labels) -> G
     `get` and `set` reach them by paths such as ``"head.2.lr"``.
 
     Args:
-        optimizers: by label.
+        optimizers: by label, a string without dots.
         labels: which leaf has which: ``{"head.*": "head", "*": "body"}``, patterns of paths of which the first that
             matches counts; a function `(path, leaf) -> label` of shapes and dtypes; or a tree of labels.
 
@@ -46,6 +46,11 @@ def by_label(optimizers: dict[str, GradientTransformation], labels: Labels) -> G
     if not isinstance(optimizers, dict) or not optimizers:
         raise TypeError(f"by_label: optimizers must be a dict of optimizers by label, got {optimizers!r}")
     for label, optimizer in optimizers.items():
+        if not isinstance(label, str) or not label or "." in label:
+            raise ValueError(
+                f"by_label: a label is one part of paths such as 'head.2.lr', so it must be a non-empty string without "
+                f"dots, got {label!r}"
+            )
         check_transformation("by_label", f"the optimizer {label!r}", optimizer)
 
     def init(params: Tree) -> OptState:

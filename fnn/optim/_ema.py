@@ -139,7 +139,7 @@ def eval_params(opt_state: OptState, params: Tree) -> Tree:
 
     For an optimizer with `ema_params`, `lookahead` or `schedule_free` in it; where one stands within the other, the
     outer one counts.
-    Raises `ValueError` where the optimizer averages nothing.
+    Raises `ValueError` where the optimizer averages nothing, and where its average is not one of these parameters.
 
     Example:
         >>> from fnn import optim
@@ -158,7 +158,7 @@ def eval_params(opt_state: OptState, params: Tree) -> Tree:
     for mean in found:
         result = map_partial(fill, "params", result, mean)
     # a copy: a donating step writes the next values into the memory of both
-    return tree.map(lambda p, m: m.to(p.dtype).clone(), params, result)
+    return map_same(lambda p, m: m.to(p.dtype).clone(), "the average in opt_state", params, result)
 
 
 def _averages(node: Any, params: Tree) -> list[Tree]:
