@@ -250,7 +250,9 @@ def test_compose_gives_each_its_own_key():
         (lambda: augment.scale(0, 1), "scale: the factors are (0, 1), expected 0 < low <= high"),
         (lambda: augment.affine(scale=(1.2, 0.8)), "affine: the factors are (1.2, 0.8)"),
         (lambda: augment.affine(translate="far"), "affine: translate is 'far'"),
+        (lambda: augment.scale(1, float("inf")), "scale: the factors are (1, inf)"),
         (lambda: augment.noise(-1), "noise: std is -1"),
+        (lambda: augment.noise(float("inf")), "noise: std is inf"),
         (lambda: augment.cutout(0), "cutout: size is 0"),
     ],
 )

@@ -76,6 +76,8 @@ def test_what_cannot_be_exported(tmp_path):
         interop.export(net, params, torch.zeros(1, 3), dynamic_batch=True)
     with pytest.raises(ValueError, match="pass them by position"):
         interop.export(net, params, torch.zeros(2, 3), scale=torch.ones(2), dynamic_batch=True)
+    with pytest.raises(ValueError, match=r"x.onnx would hold a program of torch.export.*use export_onnx"):
+        interop.export(net, params, torch.zeros(2, 3), path=tmp_path / "x.onnx")
     with pytest.raises(FileNotFoundError, match="export: cannot write"):
         interop.export(net, params, torch.zeros(2, 3), path=tmp_path / "missing" / "x.pt2")
     assert os.listdir(tmp_path) == []

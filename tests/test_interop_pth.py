@@ -49,6 +49,12 @@ def test_bad_leaves_are_named_and_nothing_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_device_that_is_not_there_is_no_damage(tmp_path):
+    interop.save_pth({"a": torch.ones(1)}, tmp_path / "x.pth")
+    with pytest.raises(RuntimeError, match="nowhere"):
+        interop.load_pth(tmp_path / "x.pth", device="nowhere")
+
+
 class Malice:
     def __reduce__(self):
         return os.mkdir, (os.environ["FNN_TEST_MALICE"],)

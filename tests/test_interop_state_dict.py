@@ -135,6 +135,8 @@ def test_hints():
         interop.from_state_dict({f"module.{name}": value for name, value in given.items()}, params, state)
     with pytest.raises(interop.StateDictError, match="belong to the state"):
         interop.from_state_dict(given, params)
+    with pytest.raises(interop.StateDictError, match="h.attn.bias\nnothing is missing: strict=False leaves"):
+        interop.from_state_dict({**given, "h.attn.bias": torch.ones(2)}, params, state)
     with pytest.raises(TypeError, match=r"module.state_dict\(\)"):
         interop.from_state_dict(module, params, state)
     with pytest.raises(TypeError, match=r"pass state_dict\['model'\]"):
@@ -144,5 +146,7 @@ def test_hints():
 def test_what_has_no_names():
     with pytest.raises(TypeError, match="params leaf 'a' is float"):
         interop.to_state_dict({"a": 1.0})
+    with pytest.raises(TypeError, match="params leaf 'a.b' is int, expected a tensor"):
+        interop.from_state_dict({"a.b": torch.ones(1)}, {"a": {"b": 3}})
     with pytest.raises(ValueError, match=r"two leaves have the name 'a.b'"):
         interop.to_state_dict({"a": {"b": torch.ones(1)}}, {"a": {"b": torch.ones(1)}})

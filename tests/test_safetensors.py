@@ -14,7 +14,7 @@ import torch
 
 import fnn.interop._safetensors as implementation
 import fnn.random
-from fnn import optim, train, tree
+from fnn import interop, optim, train, tree
 from fnn.interop import load_safetensors, save_safetensors
 
 
@@ -166,6 +166,19 @@ def test_other_programs_read_the_names_and_the_metadata(tmp_path):
     assert header["format"] == "pt"
 
 
+def test_a_state_dict_keeps_torch_s_names(tmp_path):
+    path = tmp_path / "x.safetensors"
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    _, params, state = interop.from_module(module)
+    tied = {"head.weight": "0.weight"}
+    named = interop.to_state_dict(params, state, tied=tied)
+    save_safetensors(named, path)
+    assert_same(load_safetensors(path), named)
+    module.load_state_dict({n: v for n, v in safetensors.torch.load_file(path).items() if n != "head.weight"})
+    empty = tree.map(torch.zeros_like, (params, state))
+    assert_same(interop.from_state_dict(load_safetensors(path), *empty, tied=tied), (params, state))
+
+
 def test_a_file_of_another_program_loads_as_nested_dicts(tmp_path):
     path = tmp_path / "x.safetensors"
     names = {
@@ -233,7 +246,7 @@ def test_device(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "kind", "words"),
     [
-        ({"a": {"b.c": torch.ones(1)}}, ValueError, ["'b.c'", "leaf 'a'", "dots"]),
+        ({"a": {"b.c": torch.ones(1), "b": {"c": torch.ones(1)}}}, ValueError, ["two leaves", "'a.b.c'", "rename one"]),
         ({"a": {"": torch.ones(1)}}, ValueError, ["''", "leaf 'a'"]),
         ({"__metadata__": torch.ones(1)}, ValueError, ["__metadata__"]),
         ({"a": [{3: torch.ones(1)}]}, TypeError, ["key 3", "leaf 'a.0'", "int", "'3'"]),

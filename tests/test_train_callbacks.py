@@ -76,6 +76,15 @@ def test_a_run_that_goes_on_replaces_what_came_after_its_state(tmp_path):
     assert [event.step for event in read(tmp_path).Scalars("epoch/loss")] == [4, 8]
 
 
+def test_a_run_from_the_start_replaces_what_was_there(tmp_path):
+    fit(train.TensorBoard(tmp_path), epochs=3)
+    fit(train.TensorBoard(tmp_path, graph=True), epochs=1)
+    reader = read(tmp_path)
+    assert [event.step for event in reader.Scalars("epoch/loss")] == [4]
+    assert [event.step for event in reader.Scalars("step/loss")] == [1, 2, 4]
+    assert reader.Tags()["graph"]
+
+
 def graph_of(folder):
     reader = read(folder)
     assert reader.Tags()["graph"]
@@ -86,8 +95,8 @@ def shapes(node):
     return [[dim.size for dim in shape.dim] for shape in node.attr["_output_shapes"].list.shape]
 
 
-def test_the_graph_event_holds_the_step_by_layer(tmp_path, fast_compile):
-    fit(train.TensorBoard(tmp_path, graph=True), steps=2, compile=True)
+def test_the_graph_event_holds_the_step_by_layer(tmp_path):
+    fit(train.TensorBoard(tmp_path, graph=True), steps=2)
     graph = graph_of(tmp_path)
     assert isinstance(graph, GraphDef)
     nodes = {node.name: node for node in graph.node}
@@ -224,6 +233,14 @@ def test_the_best_outlives_donating_steps_on_what_fit_returned():
     assert equal(stopping.best, kept)
 
 
+def test_a_number_that_is_never_finite_ends_the_run_as_it_is():
+    stopping = train.EarlyStopping(patience=2)
+    train_state, history = fit(stopping, epochs=5, eval=scripted([float("nan")] * 5))
+    assert history.stopped == "no finite eval_loss for 2 epochs"
+    assert stopping.best is None
+    assert int(train_state.step) == 8
+
+
 def test_without_restore_the_last_state_is_returned():
     stopping = train.EarlyStopping("eval_f1", mode="max", patience=1, restore=False)
     watch = States(stopping)
@@ -341,6 +358,7 @@ def test_the_parts_are_trees_like_the_data_and_a_loader_takes_them():
         (((), 2), {}, ValueError, "lengths {}"),
         ((torch.arange(6), 2), {"stratify": torch.zeros(6)}, ValueError, "stratify has shape (6,) and dtype"),
         ((torch.arange(6), 2), {"stratify": torch.arange(5)}, ValueError, "stratify has shape (5,)"),
+        ((torch.arange(6), 2), {"stratify": np.array(["a", "b"] * 3)}, TypeError, "return_inverse"),
         ((torch.arange(6), 2), {"key": 0}, TypeError, "key"),
     ],
 )

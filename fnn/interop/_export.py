@@ -31,12 +31,13 @@ def export(
     xs, inputs: examples; the program takes inputs of their shapes and dtypes, or of any batch size, the first axis of
     every tensor among them, with `dynamic_batch`. params, state: copied into the program, under the names
     ``params.0.weight`` and ``state.0.running_mean`` of its `state_dict`.
-    path: a file to write as well, ``model.pt2``, whole or not at all; `torch.export.load` reads it.
+    path: a file to write as well, ``model.pt2``, whole or not at all; `torch.export.load` reads it, and warns where
+        it has another ending.
     The program consists of torch's operators, as under ``fnn.ops.use("torch")``, and runs without fnn.
 
-    Raises ValueError for a `dynamic_batch` with inputs by keyword, or with examples of fewer than two rows, whose
-    size torch.export takes for a constant; what torch.export raises for a layer that branches on values; OSError
-    that names the file.
+    Raises ValueError for a path that ends in ``.onnx``, and for a `dynamic_batch` with inputs by keyword, or with
+    examples of fewer than two rows, whose size torch.export takes for a constant; what torch.export raises for a layer
+    that branches on values; OSError that names the file.
 
     Example:
         >>> from fnn import interop, nn, random
@@ -91,6 +92,10 @@ def _exported(
     path: str | os.PathLike[str] | None,
     dynamic_batch: bool,
 ) -> torch.export.ExportedProgram:
+    if path is not None and os.fspath(path).endswith(".onnx"):
+        raise ValueError(
+            f"{who}: {path} would hold a program of torch.export, not ONNX; end it in .pt2, or use export_onnx"
+        )
     shapes = _any_batch(who, xs, inputs) if dynamic_batch else None
     module = _Evaluation(layer, params, {} if state is None else state).eval()
     with ops.use("torch"), torch.no_grad():

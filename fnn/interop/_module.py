@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +13,25 @@ from torch import Tensor
 from fnn import nn, random, tree
 from fnn.interop._names import nest
 from fnn.interop._pure import Pure
-from fnn.interop._skeleton import Slot, check_convertible, named_parts, skeleton, slots_of
+from fnn.interop._skeleton import (
+    Attributes,
+    Slot,
+    attributes_of,
+    check_convertible,
+    named_parts,
+    restore,
+    skeleton,
+    slots_of,
+    tensors_of,
+)
 from fnn.interop._unseen import unseen_draws
 from fnn.nn._inference import _RefuseGlobalRandomness
 
 Params = dict[str, Any]
 State = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
+
+_TURN = threading.RLock()  # values lie in the skeleton during a call, so one thread calls at a time
 
 
 class Converted(NamedTuple):
@@ -40,14 +53,19 @@ def from_module(module: torch.nn.Module) -> Converted:
     net: the layer. Its `init` returns the values that the module had, on the key's device, whatever the key: torch
     modules draw theirs when they are made. `train=True` is `module.train()`, and random functions (dropout,
     stochastic depth, `torch.rand`, ...) draw from the key. Nothing writes into the inputs, parameters or state:
-    the flag `inplace` of modules such as ReLU is off.
+    the flag `inplace` of modules such as ReLU is off, and what a call sets as an attribute, such as a cache or a
+    count, is taken back after it. Threads that call one at the same time take turns.
 
     The module itself is not touched, and later changes of it do not reach the layer. Batch, instance and layer norm
-    are computed so that derivatives of every order and `vmap` over states are right.
+    are computed so that derivatives of every order and `vmap` over states are right; batch norm that would collect
+    from several processes takes its own batch.
 
     Raises TypeError or ValueError that name the submodule for what cannot be a pure function of its parameters: lazy
     modules, modules on the meta device, compiled, scripted, quantized and wrapped ones, backward hooks; and, when it
-    is applied, for a random function that no key can replace.
+    is applied, for a random function that no key can replace, for an embedding with `max_norm` in training, and for
+    writing into a parameter or a tensor that is no buffer. Writes through ``.data`` are not seen. Within a function
+    that you compile yourself, neither are the others, and attributes stay as they were set; `train.make_step` runs
+    the module once before it compiles.
 
     Example:
         >>> from fnn import interop
@@ -67,8 +85,8 @@ def from_module(module: torch.nn.Module) -> Converted:
     values = ({n: _copy(v) for n, v in parameters.items()}, {n: _copy(v) for n, v in buffers.items()})
     net = ModuleLayer(
         type(module).__name__,
-        _Frame(training, slots_of(training, module)),
-        _Frame(evaluation, slots_of(evaluation, module)),
+        _frame(training, module),
+        _frame(evaluation, module),
         {name: value.detach().cpu().clone() for name, value in parameters.items()},
         {name: value.detach().cpu().clone() for name, value in buffers.items()},
         _shapes(parameters),
@@ -113,6 +131,12 @@ class _Frame(NamedTuple):
 
     module: torch.nn.Module
     slots: tuple[Slot, ...]
+    attributes: Attributes
+    tensors: dict[str, Tensor]
+
+
+def _frame(frame: torch.nn.Module, module: torch.nn.Module) -> _Frame:
+    return _Frame(frame, slots_of(frame, module), attributes_of(frame), tensors_of(frame))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -149,29 +173,34 @@ class ModuleLayer(nn.Layer):
             )
         leaves = _leaves(self.name, "params", params, self.parameter_shapes)
         before = _leaves(self.name, "state", state, self.buffer_shapes)
-        values = {**leaves, **{name: value.clone() for name, value in before.items()}}
-        drawn = _generator_states()
-        result = self._run(values, before, xs, inputs, key, train)
-        if any(not torch.equal(old, new) for old, new in zip(drawn, _generator_states(), strict=True)):
-            # Another thread may have drawn, so the module is run again to see whether it does.
-            with _RefuseGlobalRandomness():
-                self._run({**leaves, **{n: v.clone() for n, v in before.items()}}, before, xs, inputs, key, train)
+        if torch.compiler.is_compiling():
+            return self._run(leaves, before, xs, inputs, key, train)
+        with _TURN:
+            drawn = _generator_states()
+            result = self._run(leaves, before, xs, inputs, key, train)
+            if any(not torch.equal(old, new) for old, new in zip(drawn, _generator_states(), strict=True)):
+                # Another thread may have drawn, so the module is run again to see whether it does.
+                with _RefuseGlobalRandomness():
+                    self._run(leaves, before, xs, inputs, key, train)
         return result
 
     def _run(
         self,
-        values: dict[str, Tensor],
+        leaves: dict[str, Tensor],
         before: dict[str, Tensor],
         xs: tuple[Any, ...],
         inputs: dict[str, Any],
         key: Tensor | None,
         train: bool,
     ) -> tuple[Any, State]:
-        """The call itself, with `values` in the frame; `before` are the values of the state as they came."""
+        """The call itself, with the parameters `leaves` and copies of the buffers `before` in the frame."""
         xs, inputs = _own((xs, inputs))
         frame = self.training if train else self.evaluation
         mode = Pure(self.name, frame.module, key, train)
+        values = {**leaves, **{name: value.clone() for name, value in before.items()}}
         after = dict(before)
+        constant = [("parameter", leaves), ("attribute", frame.tensors)]
+        versions = [_versions(tensors) for _, tensors in constant]
         try:
             for slot in frame.slots:
                 slot.put(values, mode)
@@ -182,6 +211,15 @@ class ModuleLayer(nn.Layer):
         finally:
             for slot in frame.slots:
                 slot.clear()
+            if not torch.compiler.is_compiling():
+                restore(frame.attributes)
+        for (kind, tensors), old in zip(constant, versions, strict=True):
+            for name, one, other in zip(tensors, old, _versions(tensors), strict=False):
+                if one != other:
+                    raise ValueError(
+                        f"{self.name}: the module wrote into its {kind} {name!r}, which is an input or a constant of "
+                        "the layer; let it write into a clone, or into a buffer, which is state"
+                    )
         return y, nest({name: _same_kind(self.name, name, old, after[name]) for name, old in before.items()})
 
     def __call__(self, params: Params, *xs: Any, state: State | None = None, **inputs: Any) -> Any:
@@ -204,6 +242,13 @@ def _generator_states() -> list[Tensor]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states.append(torch.cuda.get_rng_state())
     return states
+
+
+def _versions(tensors: dict[str, Tensor]) -> list[int]:
+    """How often each was written into, where torch tells: not in graphs, and not of tensors made for inference."""
+    if torch.compiler.is_compiling():
+        return []
+    return [0 if value.is_inference() else value._version for value in tensors.values()]
 
 
 def _copy(value: Tensor) -> Tensor:

@@ -149,6 +149,43 @@ def _multi_head_attention(
     return output, shown if need_weights else None
 
 
+def _shortened(mode: Pure, weight: Tensor, max_norm: float, norm_type: float) -> Tensor:
+    """The rows that torch would write into the weight before it looks them up; its gradient passes them unchanged."""
+    if mode.train:
+        raise TypeError(
+            f"{mode.who}: {mode.where()}an embedding with max_norm writes into its weight in training; make it with "
+            "max_norm=None, and shorten the rows after the optimizer's update"
+        )
+    rows = weight.detach()
+    norms = torch.linalg.vector_norm(rows, norm_type, -1, keepdim=True)
+    return weight + (torch.where(norms > max_norm, rows * (max_norm / (norms + 1e-7)), rows) - rows)
+
+
+@rule(F.embedding)
+def _embedding(
+    mode: Pure, func: Any, input: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None,
+    norm_type: float = 2.0, *flags: Any, **options: Any,
+) -> Tensor:  # fmt: skip
+    weight = weight if max_norm is None else _shortened(mode, weight, max_norm, norm_type)
+    return func(input, weight, padding_idx, None, norm_type, *flags, **options)
+
+
+@rule(F.embedding_bag)
+def _embedding_bag(
+    pure: Pure, func: Any, /, input: Tensor, weight: Tensor, offsets: Any = None, max_norm: Any = None,
+    norm_type: float = 2.0, *flags: Any, **options: Any,
+) -> Tensor:  # fmt: skip
+    weight = weight if max_norm is None else _shortened(pure, weight, max_norm, norm_type)
+    return func(input, weight, offsets, None, norm_type, *flags, **options)
+
+
+@rule(torch._weight_norm)  # pyright: ignore[reportPrivateImportUsage]
+def _weight_norm(mode: Pure, func: Any, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The fused one has no forward-mode derivative."""
+    axes = [axis for axis in range(v.dim()) if dim == -1 or axis != dim % v.dim()]
+    return v * (g / v.square().sum(axes, keepdim=True).sqrt()) if axes else v * (g / v.abs())
+
+
 @rule(F.normalize)
 def _normalize(mode: Pure, func: Any, input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12,
                out: Any = None) -> Tensor:  # fmt: skip

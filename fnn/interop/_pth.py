@@ -66,6 +66,7 @@ def load_pth(path: str | os.PathLike[str], device: torch.device | str | None = N
         {'weight': (1, 2), 'bias': (1,)}
     """
     path = check_readable("load_pth", path)
+    torch.empty(0, device=device)  # a device that is not there shows here, not as a file that cannot be read
     try:
         if zipfile.is_zipfile(path):  # files from before torch 1.6 are not, and have no check sums
             with zipfile.ZipFile(path) as archive:

@@ -39,8 +39,9 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
     metadata: strings by name for the file's header; `safetensors.safe_open(path, "pt").metadata()` reads them.
 
     `load_safetensors` says what comes back. Raises `TypeError` or `ValueError` that name the path for a leaf
-    that is no tensor, holds no data or has a dtype the format lacks, and for a key that is not a string, is
-    empty or has a dot in it; `OSError` that names the file where it cannot be written.
+    that is no tensor, holds no data or has a dtype the format lacks, for a key that is not a string or is empty,
+    and for two leaves of one path, as of ``{"a.b": x, "a": {"b": y}}``; `OSError` that names the file where it
+    cannot be written. ``save_safetensors(to_state_dict(params, state), path)`` writes torch's own names.
 
     Example:
         >>> import tempfile
@@ -102,6 +103,11 @@ def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | 
 def _take_apart(node: Tree, path: str, leaves: dict[str, Tensor]) -> Outline:
     """Collect the leaves of `node` by path, in order, and return its outline."""
     if isinstance(node, Tensor):
+        if path in leaves:
+            raise ValueError(
+                f"save_safetensors: two leaves have the path {path!r}: a dot in a key stands for a key in a dict of "
+                f"its own; rename one"
+            )
         leaves[path] = _storable(node, path)
         return None
     if type(node) in (list, tuple):
@@ -135,9 +141,9 @@ def _checked_key(key: Any, path: str) -> str:
             f"save_safetensors: key {key!r} of {_place(path)} is {type(key).__name__}, expected a string; "
             f"rename it, for example to {str(key)!r}"
         )
-    if not key or "." in key or _join(path, key) == "__metadata__":
+    if not key or _join(path, key) == "__metadata__":
         raise ValueError(
-            f"save_safetensors: key {key!r} of {_place(path)} cannot be part of a name: names are keys joined by dots, "
+            f"save_safetensors: key {key!r} of {_place(path)} cannot be part of a name: an empty one is none, "
             f"and __metadata__ belongs to the format; rename it"
         )
     return key

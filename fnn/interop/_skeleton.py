@@ -104,7 +104,42 @@ def skeleton(module: torch.nn.Module) -> torch.nn.Module:
             vars(part)["inplace"] = False
         if _is_batch_norm(part) and part.momentum is None:
             vars(part)["momentum"] = 0.0  # not read: `Pure` counts
+        if _is_batch_norm(part) and isinstance(part, SyncBatchNorm):
+            part.__class__ = _LocalBatchNorm
     return frame
+
+
+class _LocalBatchNorm(SyncBatchNorm):
+    """Over the batch that it is given: what other processes have is no input of a pure function."""
+
+    forward = _BatchNorm.forward  # type: ignore[assignment]
+
+
+Attributes = tuple[tuple[torch.nn.Module, dict[str, Any]], ...]
+
+
+def attributes_of(frame: torch.nn.Module) -> Attributes:
+    """What the parts of a skeleton have now, for `restore`."""
+    return tuple((part, dict(vars(part))) for part in frame.modules())
+
+
+def restore(attributes: Attributes) -> None:
+    """Take back what a call has set, such as a cache: the next one would read what another's parameters made."""
+    for part, kept in attributes:
+        own = vars(part)
+        if len(own) != len(kept) or any(own.get(name) is not value for name, value in kept.items()):
+            own.clear()
+            own.update(kept)
+
+
+def tensors_of(frame: torch.nn.Module) -> dict[str, Tensor]:
+    """The tensors that are plain attributes of the parts of a skeleton, by path."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, part in frame.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor)
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +176,7 @@ class Slot:
         before = values[self.path]
         now = before if self.counts else self.owner._buffers[self.name]
         new = mode.written.get(now, now)
-        if new is not before:
+        if self.path in after:
             after[self.path] = new
         # A clone starts at version 0. The compiler does not show versions, and sees writes into a copy only.
         written = not torch.compiler.is_compiling() and not before.is_inference() and before._version > 0

@@ -94,6 +94,10 @@ def from_state_dict(
             nested = [key for key, part in state_dict.items() if isinstance(part, Mapping)]
             hint = f"; a checkpoint holds its state_dict under a key: pass state_dict[{nested[0]!r}]" if nested else ""
             raise TypeError(f"from_state_dict: {name!r} is {type(value).__name__}, expected a tensor{hint}")
+    for which, part in (("params", params), ("state", state)):
+        for path, leaf in tree.paths(part or {}).items():
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"from_state_dict: {which} leaf {path!r} is {type(leaf).__name__}, expected a tensor")
     structure = tree.flatten((params, {} if state is None else state))[1]
     paths = [
         (path, leaf) for part in (params, {} if state is None else state) for path, leaf in tree.paths(part).items()
@@ -147,7 +151,9 @@ class StateDictError(ValueError):
     """A state_dict that does not fit: `report` has the names in lists."""
 
     def __init__(self, report: Report):
-        super().__init__(f"from_state_dict: the state_dict does not fit\n{report}")
+        only_more = not report.missing and not report.misshapen
+        cure = "\nnothing is missing: strict=False leaves the unexpected ones out" if only_more else ""
+        super().__init__(f"from_state_dict: the state_dict does not fit\n{report}{cure}")
         self.report = report
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
+import itertools
 import types
 from typing import Any
 
 import torch
+from torch._ops import OpOverloadPacket
 
 # Measured on torch 2.11 and 2.13: while compiling, calls of these reach no TorchFunctionMode.
 _HIDDEN = ["rand_like", "randn_like", "randint_like", "normal"]
@@ -22,7 +25,7 @@ def unseen_draws(module: torch.nn.Module) -> str:
         for cls in type(part).__mro__:
             if cls.__module__.startswith("torch.nn.") or cls in (torch.nn.Module, object):
                 continue
-            for function in vars(cls).values():
+            for function in (*vars(cls).values(), *vars(part).values()):
                 if isinstance(function, types.FunctionType) and (name := _calls(function, seen)):
                     return (
                         f"{f'submodule {path!r}' if path else 'the module'} ({type(part).__name__}) calls "
@@ -32,23 +35,40 @@ def unseen_draws(module: torch.nn.Module) -> str:
     return ""
 
 
+def _is_attribute(step: dis.Instruction) -> bool:
+    return step.opname in ("LOAD_ATTR", "LOAD_METHOD")
+
+
+def _draws(operator: OpOverloadPacket) -> bool:
+    overloads = (getattr(operator, name) for name in operator.overloads())
+    return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+
+
 def _calls(function: types.FunctionType, seen: set[Any]) -> str | None:
     """The name of a hidden function that this one, or a Python function that it names, calls."""
     if function in seen or function.__name__ in ("__init__", "reset_parameters"):
         return None
     seen.add(function)
+    names = dict(function.__globals__)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a cell may still be empty
+            names[name] = cell.cell_contents
     codes = [function.__code__]
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         steps = list(dis.get_instructions(code))
-        for step, following in zip(steps, [*steps[1:], None], strict=True):
-            if not step.opname.startswith("LOAD_GLOBAL"):
+        for number, step in enumerate(steps):
+            if not step.opname.startswith(("LOAD_GLOBAL", "LOAD_DEREF")):
                 continue
-            value = function.__globals__.get(step.argval)
-            if value is torch and following is not None:
-                value = getattr(torch, str(following.argval), None)
+            value = names.get(step.argval)
+            for following in itertools.takewhile(_is_attribute, steps[number + 1 :]):
+                if not isinstance(value, types.ModuleType):
+                    break
+                value = getattr(value, following.argval, None)
             if isinstance(value, types.BuiltinFunctionType | types.BuiltinMethodType) and value in _FUNCTIONS:
                 return _FUNCTIONS[value]
+            if isinstance(value, OpOverloadPacket) and _draws(value):
+                return f"ops.{value}"
             own = isinstance(value, types.FunctionType) and not value.__module__.startswith("torch.")
             if own and (name := _calls(value, seen)):  # type: ignore[arg-type]
                 return name

@@ -72,7 +72,9 @@ class EarlyStopping(Callback):
             return
         self.waited += 1
         if self.waited >= self.patience:
-            run.stop(f"no better {self.monitor} than {self.best_value:.4g} for {self.patience} epochs")
+            what = "finite" if self.best is None else "better"
+            than = "" if self.best is None else f" than {self.best_value:.4g}"
+            run.stop(f"no {what} {self.monitor}{than} for {self.patience} epochs")
 
     def end(self, run: Run) -> None:
         if self.restore and self.best is not None:

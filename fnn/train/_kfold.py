@@ -99,6 +99,11 @@ def _common_length(data: Tree) -> int:
 
 
 def _labels(stratify: Tensor | np.ndarray, size: int) -> Tensor:
+    if isinstance(stratify, np.ndarray) and stratify.dtype.kind not in "biuf":
+        raise TypeError(
+            f"KFold: stratify has dtype {stratify.dtype}, expected integer labels; "
+            "np.unique(labels, return_inverse=True)[1] numbers them"
+        )
     labels = torch.as_tensor(stratify).cpu()
     if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
         raise ValueError(

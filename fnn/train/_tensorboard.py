@@ -16,8 +16,8 @@ class TensorBoard(Callback):
     graph: whether to write the operators of one training step, grouped by layer, with their shapes
 
     The metrics of single steps appear as "step/loss", ..., the columns of the history as "epoch/loss",
-    "epoch/eval_loss", ..., both over steps. A run that goes on from a saved state replaces what an earlier one wrote
-    in `folder` after that step.
+    "epoch/eval_loss", ..., both over steps. A run replaces what an earlier one wrote in `folder` after the step that it
+    starts from: all of that, or where it goes on from a saved state, what came after it.
 
     Raises `ImportError` naming the extra to install where tensorboard is absent.
 
@@ -42,7 +42,7 @@ class TensorBoard(Callback):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = None if self.folder is None else os.fspath(self.folder)
-        self.writer: Any = SummaryWriter(folder, purge_step=run.step + 1 if run.step else None)
+        self.writer: Any = SummaryWriter(folder, purge_step=run.step + 1)
         self.folder = self.writer.log_dir
         self._graph_due = self.graph
 

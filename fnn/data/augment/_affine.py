@@ -78,7 +78,7 @@ def affine(
 
 
 def _factors(scale: Sequence[float], name: str) -> tuple[float, float]:
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
         raise ValueError(f"augment.{name}: the factors are {tuple(scale)}, expected 0 < low <= high, such as 0.8, 1.25")
     return float(scale[0]), float(scale[1])
 

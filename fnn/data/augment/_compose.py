@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -57,7 +58,7 @@ def check_images(images: Tensor, name: str) -> None:
 
 def check_number(value: float, name: str, argument: str, *, least: float, most: float | None = None) -> float:
     """`value` as a float; raises unless it lies between `least` and `most`."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= least
     if not good or (most is not None and value > most):
         bounds = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
         raise ValueError(f"augment.{name}: {argument} is {value!r}, expected a number {bounds}")
