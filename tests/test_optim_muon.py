@@ -72,6 +72,9 @@ def test_errors():
         ValueError, match="adjust_lr must be one of 'original', 'match_rms_adamw', 'spectral_unclamped', got"
     ):
         optim.muon(0.1, adjust_lr="rms")
+    for wrong in (torch.float16, torch.int32, "float32"):
+        with pytest.raises(ValueError, match="compute_dtype must be None or a floating dtype of the range of float32"):
+            optim.muon(0.1, compute_dtype=wrong)
     with pytest.raises(ValueError, match="ns_steps must be an int >= 1, got 0"):
         optim.muon(0.1, ns_steps=0)
     with pytest.raises(ValueError, match=r"ns_coefficients must be three numbers \(a, b, c\), got \(1.0, 2.0\)"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -68,6 +70,12 @@ class MultiHeadAttention(Layer):
         Dropout(self.dropout)  # its check of the probability
         if self.num_heads < 1 or self.kv_heads < 1 or self.num_heads % self.kv_heads:
             raise ValueError(f"MultiHeadAttention: num_kv_heads={self.kv_heads} must divide num_heads={self.num_heads}")
+        rotary = 2.0 if self.rotary is None else self.rotary
+        if not isinstance(rotary, Real) or isinstance(rotary, bool) or not 1 < rotary < math.inf:
+            raise ValueError(
+                "MultiHeadAttention: rotary must be None or the base of the positions, a finite number > 1 such as "
+                f"10000.0, got {rotary!r}"
+            )
 
     @property
     def uses_key(self) -> bool:  # type: ignore[override]
@@ -181,7 +189,7 @@ def _sequences(queries: Tensor, keys: Tensor | None, values: Tensor | None) -> t
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """(..., length, heads * d) as (..., heads, length, d)."""
-    return x.reshape(*x.shape[:-1], heads, -1).transpose(-3, -2)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-3, -2)
 
 
 def _joint(mask: Tensor | None, padding_mask: Tensor | None, scores: tuple[int, ...]) -> Tensor | None:

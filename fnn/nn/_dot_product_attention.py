@@ -28,7 +28,9 @@ def dot_product_attention(
     axes of size 1 broadcast. causal: query t attends to keys 0 to t. drop: applied to the weights (..., heads, T, S)
     before they multiply the values, such as a dropout.
 
-    A query that may attend to nothing gives zeros, with zero gradients. Softmax is float32 for half-precision inputs.
+    A query that may attend to nothing gives zeros, with zero gradients. For half-precision inputs the scores are
+    rounded to their dtype, then softmax is float32: scores of 100 are then exact to 0.25 in bfloat16, and scores
+    beyond 65504 give NaN in float16. Where they are that large give float32 queries and keys; the values may stay half.
     Written in pure operations, so every derivative of every order is there; torch's fused attention has the first
     reverse one only. Raises ValueError for shapes that do not fit, TypeError for a mask that is not boolean.
 
@@ -40,7 +42,7 @@ def dot_product_attention(
 
     Source: Vaswani et al., 2017; grouped heads Ainslie et al., 2023.
     """
-    *batch, heads, length, width = queries.shape
+    *batch, heads, length, width = queries.shape if queries.dim() > 2 else (0, 0, 0)
     kv_heads, size = keys.shape[-3:-1] if keys.dim() > 2 else (0, 0)
     fits = keys.shape == (*batch, kv_heads, size, width) and values.shape[:-1] == keys.shape[:-1]
     if not fits or not kv_heads or heads % kv_heads:

@@ -34,7 +34,7 @@ class LSTM(Recurrent):
     count; y is zero after them and the carry is that of the last, as of torch's packed sequences (more than T count
     as T; the padding must be finite).
 
-    Raises ValueError for a carry or lengths of other shapes.
+    Raises ValueError for a carry or lengths of other shapes, TypeError for a carry of another dtype than the params.
 
     Example:
         >>> from fnn import nn, random

@@ -138,6 +138,11 @@ class Recurrent(Layer):
                 f"{type(self).__name__}: carry must be {expected}, got {shapes or type(carry).__name__}; "
                 "None starts from zeros"
             )
+        if any([part.dtype != dtype for part in parts]):
+            raise TypeError(
+                f"{type(self).__name__}: carry must have the dtype of the params, {dtype}, "
+                f"got {[part.dtype for part in parts]}"
+            )
         return list(zip(*[part.unbind(0) for part in parts], strict=True))
 
     def _inside(self, lengths: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fnn.optim._contract import GradientTransformation, OptState, widened, zeros
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import Hyperparameter, ScalarOrSchedule, Scheduled, advance, check, start
 from fnn.optim._learning_rate import scale_by_learning_rate
-from fnn.optim._moments import average_of_squares
+from fnn.optim._moments import average_of_squares, root
 from fnn.tree import Tree, Where
 
 
@@ -39,7 +39,7 @@ def scale_by_adadelta(
         u_t = \frac{\sqrt{d_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}} \, g_t, \qquad
         d_t = \rho d_{t-1} + (1 - \rho) u_t^2
 
-    `moment_dtype` is the dtype of :math:`v` and :math:`d`, by default each parameter's own.
+    `moment_dtype` is the dtype of :math:`v` and :math:`d`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -61,7 +61,7 @@ def scale_by_adadelta(
         nu = average_of_squares(rho, state.nu, grads)
 
         def scaled(g: Tensor, v: Tensor, d: Tensor) -> Tensor:
-            return (widened(d) + eps).sqrt() / (widened(v) + eps).sqrt() * widened(g)
+            return root(widened(d) + eps) / root(widened(v) + eps) * widened(g)
 
         updates = tree.map(scaled, grads, nu, state.delta)
         delta = average_of_squares(rho, state.delta, updates)
@@ -92,7 +92,7 @@ def adadelta(
         rho, eps: as in the formulas.
         weight_decay: :math:`\lambda`, added to the gradients.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`v` and :math:`d`, by default each parameter's own.
+        moment_dtype: dtype of :math:`v` and :math:`d`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

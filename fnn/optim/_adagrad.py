@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.optim._chain import chain
-from fnn.optim._contract import GradientTransformation, OptState, map_same, widened
+from fnn.optim._contract import GradientTransformation, OptState, map_same, widened, zeros
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import Hyperparameter, ScalarOrSchedule, Scheduled, advance, check, is_zero, start, start_step
 from fnn.optim._learning_rate import scale_by_learning_rate
+from fnn.optim._moments import root
 from fnn.tree import Tree, Where
 
 
@@ -40,7 +41,8 @@ def scale_by_adagrad(
         s_t = s_{t-1} + g_t^2, \qquad u_t = \frac{1}{1 + (t - 1) d} \, \frac{g_t}{\sqrt{s_t} + \epsilon}
 
     `lr_decay` is :math:`d`, `initial_accumulator_value` :math:`s_0`; `moment_dtype` is the dtype of :math:`s`, by
-    default each parameter's own. Raises `ValueError` for an `initial_accumulator_value` that is no number >= 0.
+    default each parameter's own (float32 for float16). Raises `ValueError` for an `initial_accumulator_value` that is
+    no number >= 0.
 
     Example:
         >>> from fnn import optim
@@ -60,7 +62,7 @@ def scale_by_adagrad(
 
     def init(params: Tree) -> OptState:
         hyper = {"lr_decay": (), **start(given, params)}
-        sums = tree.map(lambda p: torch.full_like(p, initial_accumulator_value, dtype=moment_dtype), params)
+        sums = tree.map(lambda s: torch.full_like(s, initial_accumulator_value), zeros(params, moment_dtype))
         return ScaleByAdagradState(step=start_step(params) if decays else (), sum=sums, **hyper)
 
     def update(grads: Tree, state: Any, params: Tree | None = None, **extra: Any) -> tuple[Tree, OptState]:
@@ -71,7 +73,7 @@ def scale_by_adagrad(
             return (widened(s) + widened(g).square()).to(s.dtype)
 
         sums = map_same(add, "grads", state.sum, grads)
-        updates = tree.map(lambda g, s: widened(g) / (widened(s).sqrt() + eps), grads, sums)
+        updates = tree.map(lambda g, s: widened(g) / (root(widened(s)) + eps), grads, sums)
         if decays:
             scale = 1 / (1 + state.step * values[1])
             updates = tree.map(lambda u: scale * u, updates)
@@ -104,7 +106,7 @@ def adagrad(
         initial_accumulator_value: :math:`s_0`, a number.
         weight_decay: :math:`\lambda`, added to the gradients.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`s`, by default each parameter's own.
+        moment_dtype: dtype of :math:`s`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

@@ -13,7 +13,7 @@ from fnn.optim._contract import GradientTransformation, OptState, widened, zeros
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import Hyperparameter, ScalarOrSchedule, Scheduled, advance, check, is_zero, start, start_step
 from fnn.optim._learning_rate import scale_by_learning_rate
-from fnn.optim._moments import average, average_of_squares, total_weight
+from fnn.optim._moments import average, average_of_squares, root, total_weight
 from fnn.tree import Tree, Where
 
 
@@ -44,9 +44,9 @@ def scale_by_adam(
         m_t &= b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2 \\
         u_t &= \frac{m_t / (1 - b_1^t)}{\sqrt{v_t / (1 - b_2^t)} + \epsilon}
 
-    `moment_dtype` is the dtype of both moments, by default each parameter's own; `torch.float32` is worth its
-    memory for bfloat16 parameters, whose second moment would lose nearly every increment. A `b1` that is a Python
-    zero leaves no first moment in memory: :math:`m_t = g_t`.
+    `moment_dtype` is the dtype of both moments, by default each parameter's own (float32 for float16); `torch.float32`
+    is worth its memory for bfloat16 parameters, whose second moment would lose nearly every increment. A `b1` that is
+    a Python zero leaves no first moment in memory: :math:`m_t = g_t`.
 
     Example:
         >>> from fnn import optim
@@ -74,7 +74,7 @@ def scale_by_adam(
         weight2 = total_weight(b2, step)
 
         def scaled(m: Tensor, v: Tensor) -> Tensor:
-            return widened(m) / ((widened(v) / weight2).sqrt() + eps)
+            return widened(m) / (root(widened(v) / weight2) + eps)
 
         mu = average(values[2], state.mu, grads) if averaged else ()
         nu = average_of_squares(b2, state.nu, grads)
@@ -110,7 +110,7 @@ def adam(
         b1, b2, eps: as in the formulas.
         weight_decay: :math:`\lambda`. `adamw` keeps it apart from the moments, which is usually better.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -152,7 +152,7 @@ def adamw(
         weight_decay: :math:`\lambda`; each step takes `lr * weight_decay` of a parameter away.
         weight_decay_mask: which leaves decay, all by default: a path pattern (``"*.weight"``), a predicate
             `(path, leaf) -> bool`, or a tree of bools.
-        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

@@ -41,7 +41,7 @@ def scale_by_adamax(
         m_t = b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = \max(b_2 v_{t-1}, |g_t| + \epsilon), \qquad
         u_t = \frac{m_t / (1 - b_1^t)}{v_t}
 
-    `moment_dtype` is the dtype of :math:`m` and :math:`v`, by default each parameter's own.
+    `moment_dtype` is the dtype of :math:`m` and :math:`v`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -97,7 +97,7 @@ def adamax(
         b1, b2, eps: as in the formulas.
         weight_decay: :math:`\lambda`, added to the gradients.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

@@ -95,9 +95,27 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype in _HALF else x
 
 
+def check_moment_dtype(dtype: Any) -> None:
+    """Raise unless `dtype` is `None` or a real floating one in which the square of a small gradient is not 0."""
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if dtype is not None and (not floating or dtype == torch.float16):
+        raise TypeError(
+            "moment_dtype must be None or a real floating dtype of the range of float32, as torch.bfloat16 has it, "
+            f"got {dtype!r}"
+        )
+
+
 def zeros(params: Tree, dtype: torch.dtype | None) -> Tree:
-    """A moment of the parameters at its start: zeros in `dtype`, or in each leaf's own where that is `None`."""
-    return tree.map(lambda p: torch.zeros_like(p, dtype=dtype), params)
+    """A moment of the parameters at its start: zeros in `dtype`, or in each leaf's own where that is `None`.
+
+    Never float16: the square of a gradient of 1e-4 is 0 there, and Adam's update 10000 times too large.
+    """
+    check_moment_dtype(dtype)
+
+    def start(p: Tensor) -> Tensor:
+        return torch.zeros_like(p, dtype=torch.float32 if dtype is None and p.dtype == torch.float16 else dtype)
+
+    return tree.map(start, params)
 
 
 def map_same(f: Callable[..., Any], name: str, expected: Tree, actual: Tree, *rest: Tree) -> Tree:

@@ -83,6 +83,8 @@ def strong_wolfe(max_evaluations: int = 25) -> GradientTransformation:
                 "a line search needs the parameters and the loss as a function of them: "
                 "opt.update(grads, opt_state, params, value_fn=f)"
             )
+        if not tree.leaves(grads):
+            return grads, opt_state
         wide = any(leaf.dtype == torch.float64 for leaf in tree.leaves((params, grads)))
         dtype = torch.float64 if wide else torch.float32
 
@@ -102,7 +104,14 @@ def strong_wolfe(max_evaluations: int = 25) -> GradientTransformation:
         if value is None or grad is None:
             start = point(zero)
         else:
-            slope = sum(tree.leaves(tree.map(lambda g, u: (widened(g) * u).sum().to(dtype), grad, grads)), zero)
+            if not torch.compiler.is_compiling() and (found := tree.difference(grads, grad)) is not None:
+                raise ValueError(
+                    f"a line search must update every leaf that the loss takes, but grad= has others: {found}. Inside "
+                    "freeze, by_label or masked use lbfgs() without a line search, or make the loss a function of the "
+                    "trained leaves, as tree.partition gives them"
+                )
+            slopes = map_same(lambda u, g: (widened(g) * u).sum().to(dtype), "grad", grads, grad)
+            slope = sum(tree.leaves(slopes), zero)
             start = torch.stack([zero, value.to(dtype), slope])
         length = _search(point, start, size, max_evaluations)
         return tree.map(lambda u: length * u, grads), opt_state

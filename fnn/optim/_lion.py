@@ -36,7 +36,7 @@ def scale_by_lion(
     .. math::
         u_t = \operatorname{sign}(b_1 m_{t-1} + (1 - b_1) g_t), \qquad m_t = b_2 m_{t-1} + (1 - b_2) g_t
 
-    `moment_dtype` is the dtype of :math:`m`, by default each parameter's own.
+    `moment_dtype` is the dtype of :math:`m`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -56,7 +56,8 @@ def scale_by_lion(
         share = 1 - b1
 
         def direction(m: Tensor, g: Tensor) -> Tensor:
-            return torch.sign(b1 * widened(m) + share * widened(g))
+            ahead = b1 * widened(m) + share * widened(g)
+            return torch.where(ahead.isnan(), ahead, torch.sign(ahead))  # torch's sign of NaN is 0
 
         mu = average(b2, state.mu, grads)
         return tree.map(direction, state.mu, grads), ScaleByLionState(mu=mu, **hyper)
@@ -86,7 +87,7 @@ def lion(
         b1, b2: as in the formulas.
         weight_decay: :math:`\lambda`; each step takes `lr * weight_decay` of a parameter away.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`m`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

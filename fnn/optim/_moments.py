@@ -29,6 +29,14 @@ def average_of_squares(decay: Tensor, moments: Tree, grads: Tree) -> Tree:
     return map_same(step, "grads", moments, grads)
 
 
+def root(x: Tensor) -> Tensor:
+    """The square root of what should not be negative; its derivative at 0 is 0, where that of `sqrt` is infinite.
+
+    Of a leaf that has no gradient yet, such as an unused row, a derivative through the training would else be NaN.
+    """
+    return x.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+
+
 def total_weight(decay: Tensor, step: Tensor) -> Tensor:
     """``1 - decay ** step``, what the weights in an average of `step` samples sum to.
 

@@ -33,7 +33,8 @@ def trace(
     r"""Momentum as `torch.optim.SGD` has it, not averaged: :math:`b_1 = g_1`, :math:`b_t = \mu b_{t-1} + (1 - d) g_t`.
 
     The updates are :math:`b_t`, with `nesterov` :math:`g_t + \mu b_t`. `moment_dtype` is the dtype of :math:`b`,
-    by default each parameter's own. A `momentum` that is a Python zero leaves nothing to do and nothing in memory.
+    by default each parameter's own (float32 for float16). A `momentum` that is a Python zero leaves nothing to do and
+    nothing in memory.
     Raises `ValueError` for `nesterov` without momentum or with dampening.
 
     Example:

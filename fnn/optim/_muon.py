@@ -71,6 +71,12 @@ def scale_by_muon(
         raise ValueError(f"muon: adjust_lr must be one of {', '.join(map(repr, _SCALES))}, got {adjust_lr!r}")
     if len(ns_coefficients) != 3:
         raise ValueError(f"muon: ns_coefficients must be three numbers (a, b, c), got {ns_coefficients!r}")
+    floating = isinstance(compute_dtype, torch.dtype) and compute_dtype.is_floating_point
+    if compute_dtype is not None and (not floating or compute_dtype == torch.float16):
+        raise ValueError(
+            "muon: compute_dtype must be None or a floating dtype of the range of float32, as torch.bfloat16 has it, "
+            f"got {compute_dtype!r}"
+        )
     scale = _SCALES[adjust_lr]
 
     def init(params: Tree) -> OptState:
@@ -147,9 +153,10 @@ def muon(
         weight_decay: :math:`\lambda`; each step takes `lr * weight_decay` of a parameter away.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
         compute_dtype: dtype of the iteration; `None` is the parameters' own, or float32 where that is half precision.
-        moment_dtype: dtype of :math:`m`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m`, by default each parameter's own (float32 for float16).
 
-    Raises `ValueError` for a leaf that is no matrix (in `init`), and for an unknown `adjust_lr`.
+    Raises `ValueError` for a leaf that is no matrix (in `init`), for an unknown `adjust_lr`, and for a `compute_dtype`
+    of less range, such as float16, in which small gradients would vanish.
 
     Example:
         >>> from fnn import optim

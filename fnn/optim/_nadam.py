@@ -13,7 +13,7 @@ from fnn.optim._contract import GradientTransformation, OptState, widened, zeros
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import Hyperparameter, ScalarOrSchedule, Scheduled, advance, check, start, start_step
 from fnn.optim._learning_rate import scale_by_learning_rate
-from fnn.optim._moments import average, average_of_squares, total_weight
+from fnn.optim._moments import average, average_of_squares, root, total_weight
 from fnn.tree import Tree, Where
 
 
@@ -47,7 +47,8 @@ def scale_by_nadam(
             + \frac{(1 - \mu_t) g_t}{1 - \prod_{i=1}^{t} \mu_i} \right)
             \Big/ \left( \sqrt{v_t / (1 - b_2^t)} + \epsilon \right)
 
-    `momentum_decay` is :math:`\psi`; `moment_dtype` is the dtype of both moments, by default each parameter's own.
+    `momentum_decay` is :math:`\psi`; `moment_dtype` is the dtype of both moments, by default each parameter's own
+    (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -76,7 +77,7 @@ def scale_by_nadam(
         share_m, share_g = ahead / (1 - product * ahead), (1 - now) / (1 - product)
 
         def direction(g: Tensor, m: Tensor, v: Tensor) -> Tensor:
-            return (share_m * widened(m) + share_g * widened(g)) / ((widened(v) / weight).sqrt() + eps)
+            return (share_m * widened(m) + share_g * widened(g)) / (root(widened(v) / weight) + eps)
 
         mu = average(b1, state.mu, grads)
         nu = average_of_squares(b2, state.nu, grads)
@@ -114,7 +115,7 @@ def nadam(
         weight_decay: :math:`\lambda`; each step adds `weight_decay` of a parameter to its gradient.
         decoupled_weight_decay: take `lr * weight_decay` of a parameter away instead, as `adamw` does.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

@@ -13,7 +13,7 @@ from fnn.optim._contract import GradientTransformation, OptState, widened, zeros
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import Hyperparameter, ScalarOrSchedule, Scheduled, advance, check, start, start_step
 from fnn.optim._learning_rate import scale_by_learning_rate
-from fnn.optim._moments import average, average_of_squares, total_weight
+from fnn.optim._moments import average, average_of_squares, root, total_weight
 from fnn.tree import Tree, Where
 
 
@@ -45,7 +45,7 @@ def scale_by_radam(
             \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}}
             \text{ where } \rho_t > 5, \text{ else } \hat m_t
 
-    `moment_dtype` is the dtype of both moments, by default each parameter's own.
+    `moment_dtype` is the dtype of both moments, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -72,7 +72,7 @@ def scale_by_radam(
 
         def direction(m: Tensor, v: Tensor) -> Tensor:
             m = widened(m) / weight
-            return torch.where(tractable, m * (scale / (widened(v).sqrt() + eps)), m)
+            return torch.where(tractable, m * (scale / (root(widened(v)) + eps)), m)
 
         mu = average(b1, state.mu, grads)
         nu = average_of_squares(b2, state.nu, grads)
@@ -120,7 +120,7 @@ def radam(
         weight_decay: each step adds `weight_decay` of a parameter to its gradient.
         decoupled_weight_decay: take `lr * weight_decay` of a parameter away instead, as `adamw` does.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of the two moments, by default each parameter's own.
+        moment_dtype: dtype of the two moments, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

@@ -13,7 +13,7 @@ from fnn.optim._contract import GradientTransformation, OptState, widened, zeros
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import Hyperparameter, ScalarOrSchedule, Scheduled, advance, check, start
 from fnn.optim._learning_rate import scale_by_learning_rate
-from fnn.optim._moments import average, average_of_squares
+from fnn.optim._moments import average, average_of_squares, root
 from fnn.optim._momentum import trace
 from fnn.tree import Tree, Where
 
@@ -38,7 +38,7 @@ def scale_by_rms(
 
     :math:`v_t = \alpha v_{t-1} + (1 - \alpha) g_t^2`, with `centered` less the square of the average gradient (at
     least 0, which rounding could otherwise miss). `moment_dtype` is the dtype of the averages, by default each
-    parameter's own.
+    parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -62,10 +62,10 @@ def scale_by_rms(
         nu = average_of_squares(alpha, state.nu, grads)
 
         def scaled(g: Tensor, v: Tensor) -> Tensor:
-            return widened(g) / (widened(v).sqrt() + eps)
+            return widened(g) / (root(widened(v)) + eps)
 
         def scaled_centered(g: Tensor, v: Tensor, m: Tensor) -> Tensor:
-            return widened(g) / ((widened(v) - widened(m).square()).clamp(min=0).sqrt() + eps)
+            return widened(g) / (root(widened(v) - widened(m).square()) + eps)
 
         updates = tree.map(scaled_centered, grads, nu, mu) if centered else tree.map(scaled, grads, nu)
         return updates, ScaleByRmsState(mu=mu, nu=nu, **hyper)
@@ -100,7 +100,8 @@ def rmsprop(
         centered: divide by an estimate of the standard deviation of the gradients.
         weight_decay: :math:`\lambda`, added to the gradients.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`v`, :math:`m` and :math:`b`, by default each parameter's own.
+        moment_dtype: dtype of :math:`v`, :math:`m` and :math:`b`, by default each parameter's own (float32 for
+            float16).
 
     Example:
         >>> from fnn import optim

@@ -10,7 +10,15 @@ from torch import Tensor
 from fnn import tree
 from fnn.optim._adam import scale_by_adam
 from fnn.optim._chain import chain
-from fnn.optim._contract import GradientTransformation, OptState, is_absent, map_partial, map_same, widened
+from fnn.optim._contract import (
+    GradientTransformation,
+    OptState,
+    check_moment_dtype,
+    is_absent,
+    map_partial,
+    map_same,
+    widened,
+)
 from fnn.optim._decay import add_decayed_weights
 from fnn.optim._hyper import (
     Hyperparameter,
@@ -44,6 +52,7 @@ class ScheduleFreeState(NamedTuple):
 
     def eval_params(self, params: Tree) -> Tree:
         """The parameters to evaluate with, for `optim.eval_params`; `()` where a leaf is not averaged."""
+
         def average(y: Tensor, z: Any) -> Any:
             return () if is_absent(z) else _average(widened(y), widened(z), self.mixed)
 
@@ -113,6 +122,7 @@ def schedule_free(
                     "takes it as its argument lr; give a part without one, such as scale_by_adam(b1=0.0)"
                 )
         zero = torch.zeros_like(hyper["lr"].value)
+        check_moment_dtype(moment_dtype)
         # a copy: a donating step must not find the parameters in the state
         z = tree.map(lambda p: p.to(moment_dtype or p.dtype, copy=True), params)
         mixed = hyper["b1"].value.clone()
@@ -200,7 +210,8 @@ def schedule_free_adamw(
         b2, eps: as in `adamw`; the first moment gives way to the average.
         weight_decay: each step takes `lr * weight_decay` of the parameters away from :math:`z`.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`z` and of the second moment, by default each parameter's own.
+        moment_dtype: dtype of :math:`z` and of the second moment, by default each parameter's own (for float16 the
+            second moment is float32).
 
     Example:
         >>> from fnn import optim

@@ -37,7 +37,7 @@ def sgd(
         dampening: :math:`d`.
         weight_decay: :math:`\lambda`, added to the gradients.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`b`, by default each parameter's own.
+        moment_dtype: dtype of :math:`b`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim

@@ -102,7 +102,7 @@ def lars(
         eps: as in the formulas.
         weight_decay: :math:`\lambda`, added to the gradients.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`b`, by default each parameter's own.
+        moment_dtype: dtype of :math:`b`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
@@ -149,7 +149,7 @@ def lamb(
             parameters of normalizations: ``lambda path, leaf: leaf.ndim > 1``.
         weight_decay: :math:`\lambda`.
         weight_decay_mask: which leaves decay, all by default; see `add_decayed_weights`.
-        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own.
+        moment_dtype: dtype of :math:`m` and :math:`v`, by default each parameter's own (float32 for float16).
 
     Example:
         >>> from fnn import optim
