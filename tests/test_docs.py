@@ -16,9 +16,7 @@ import fnn
 import triton_kernels
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text()
-)
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md") if "```python" in page.read_text())
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -587,3 +587,18 @@ def test_what_an_update_needs_is_named():
     averaged = WRAPPERS["ema_params"](0.1).init(params)
     with pytest.raises(ValueError, match=r"average in opt_state: leaf 'bias' has shape \(3,\), expected shape \(2,\)"):
         optim.eval_params(averaged, {**params, "bias": params["bias"][:2]})
+
+
+def test_accumulate_hands_on_nothing_of_one_batch():
+    """A line search of the last batch's loss from the direction of the mean would be silently wrong."""
+    params = torch.ones(2)
+    f = lambda p: (p**2).sum()
+    for inner, missing in (
+        (optim.lbfgs(line_search="strong_wolfe"), "value_fn"),
+        (optim.reduce_on_plateau(optim.sgd(0.1)), "value"),
+    ):
+        opt = optim.accumulate(2, inner)
+        with pytest.raises(ValueError, match=missing):
+            opt.update(params, opt.init(params), params, value=f(params), grad=2 * params, value_fn=f)
+    outside = optim.reduce_on_plateau(optim.accumulate(2, optim.sgd(0.1)))
+    outside.update(params, outside.init(params), params, value=f(params))

@@ -578,7 +578,9 @@ def test_without_a_compiler_the_step_warns_once_and_runs_eagerly(tmp_path):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_line_search_sees_the_loss_of_the_batch(compiled, fast_compile):
     """L-BFGS with a line search reaches the least-squares solution in a few steps, whatever the scale."""
-    x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9, 0.2])
+    x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1.0, 9, 0.2]
+    )
     y = x @ torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64)
 
     def loss_fn(params, state, batch, key):

@@ -14,6 +14,9 @@ from fnn.optim._inner import check_count, check_state, check_transformation, cho
 from fnn.tree import Tree
 
 
+_OF_ONE_BATCH = ("value", "grad", "value_fn")
+
+
 class AccumulateState(NamedTuple):
     """State of `accumulate`: `mean` is the sum of the gradients of `count` batches over `n`; `step` counts steps."""
 
@@ -30,6 +33,9 @@ def accumulate(n: int, optimizer: GradientTransformation) -> GradientTransformat
     Between the steps the updates are zero, and nothing of the optimizer's state moves: its schedules count steps, not
     batches. The mean is kept in float32 for half-precision parameters. `optimizer` is evaluated at each update, one
     graph serves all of them, and what a non-step computes is dropped.
+
+    `value`, `grad` and `value_fn` stay outside, for they are those of one batch: what needs them within is an error.
+    `reduce_on_plateau` goes around it: ``reduce_on_plateau(accumulate(n, optimizer))``.
 
     Leaves that are frozen want no mean: ``freeze(accumulate(n, optimizer), where)``.
 
@@ -54,7 +60,8 @@ def accumulate(n: int, optimizer: GradientTransformation) -> GradientTransformat
         state = check_state(state, AccumulateState)
         last = state.count == n - 1
         mean = map_same(lambda m, g: m + widened(g) / n, "grads", state.mean, grads)
-        updates, inner = optimizer.update(mean, state.inner, params, **extra)
+        shared = {name: given for name, given in extra.items() if name not in _OF_ONE_BATCH}
+        updates, inner = optimizer.update(mean, state.inner, params, **shared)
         new = AccumulateState(
             count=(state.count + 1) % n,
             step=state.step + last,

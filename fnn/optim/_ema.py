@@ -52,7 +52,7 @@ def ema(
 
     without the division where `debias` is false. `trace` is the sum without the factor :math:`1 - d`. With a
     scheduled :math:`d_t`, what is divided by is :math:`1 - \prod_t d_t`. `moment_dtype` is the dtype of :math:`m`,
-    by default each parameter's own. For an average of the parameters see `ema_params`.
+    by default each parameter's own, float32 for float16. For an average of the parameters see `ema_params`.
 
     Example:
         >>> from fnn import optim
