@@ -73,7 +73,7 @@ def run(config: Config) -> None:
     net = models.lenet5() if config.model == "lenet5" else models.mlp((256, 64))
     example = images.train[0][:1]
     params, state = net.init(init_key, example)
-    print(fnn.summary(net, example))
+    fnn.summary(net, example).print()
     print(f"\n{images}, device {device}")
 
     mse = config.loss == "mse"

@@ -260,7 +260,7 @@ NOTES: dict[str, tuple[Row, ...]] = {
             (
                 AUTO + "one_step_of_resnet18",
                 "tests/test_models_torchvision.py::test_forward_and_one_step_of_sgd_equal_torchvisions",
-                "tests/test_interop_module.py::test_torchvisions_models",
+                "tests/test_interop_torchvision.py::test_torchvisions_models",
             ),
         ),
         Row("Q = 3 a^3 - b^2 with an external gradient", "`fnn.vjp`: [36, 81], [-12, -8]", (AUTO + "differentiation",)),
