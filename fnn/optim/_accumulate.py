@@ -13,7 +13,6 @@ from fnn.optim._hyper import start_step
 from fnn.optim._inner import check_count, check_state, check_transformation, choose, updates_if
 from fnn.tree import Tree
 
-
 _OF_ONE_BATCH = ("value", "grad", "value_fn")
 
 
