@@ -90,7 +90,8 @@ def compile_models() -> str:
     return _section(
         "Seconds to compile forward, backward and optimizer as one graph, with an empty compiler cache and with a "
         "filled one in a new process, each model at its real size; then milliseconds of a step, and the largest "
-        "difference of any parameter from the eager step's (`benchmarks/compile_models.py`):",
+        "difference of any parameter from the eager step's, in float32, whose rounding BatchNorm over two examples "
+        "enlarges (`benchmarks/compile_models.py`):",
         _table(["", "million parameters", "batch", "cold", "warm", "step", "graphs", "difference"], rows),
         _machine(result),
     )
