@@ -18,8 +18,36 @@ from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+class Convolution(Layer):
+    """Weight and bias of a convolution, transposed or not: subclasses give the weight's shape."""
+
+    out_channels: int
+    bias: bool
+    weight_init: Initializer
+    bias_init: Initializer | None
+
+    def init(self, key: Tensor, x: Tensor) -> tuple[Params, State]:  # type: ignore[override]
+        shape = self._weight_shape(x)
+        dtype = parameter_dtype(x)
+        weight_key, bias_key = random.split(key).unbind()
+        params = {"weight": self.weight_init(weight_key, shape, dtype)}
+        if self.bias:
+            # Of a transposed one torch takes the channels out for those in here too.
+            bias_init = self.bias_init or uniform_bound(math.prod(shape[1:]) ** -0.5)
+            params["bias"] = bias_init(bias_key, (self.out_channels,), dtype)
+        expect(self, params, self._shapes(x))
+        return params, {}
+
+    def _shapes(self, x: Tensor) -> Shapes:
+        shapes: Shapes = {"weight": self._weight_shape(x)}
+        return {**shapes, "bias": (self.out_channels,)} if self.bias else shapes
+
+    def _weight_shape(self, x: Tensor) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
 @layer
-class _Conv(Layer):
+class _Conv(Convolution):
     """A convolution over `dims` axes."""
 
     out_channels: int
@@ -48,17 +76,6 @@ class _Conv(Layer):
         if self.out_channels % self.groups:
             raise ValueError(f"{who}: groups={self.groups} must divide the {self.out_channels} channels out")
 
-    def init(self, key: Tensor, x: Tensor) -> tuple[Params, State]:  # type: ignore[override]
-        shape = self._weight_shape(x)
-        dtype = parameter_dtype(x)
-        weight_key, bias_key = random.split(key).unbind()
-        params = {"weight": self.weight_init(weight_key, shape, dtype)}
-        if self.bias:
-            bias_init = self.bias_init or uniform_bound(math.prod(shape[1:]) ** -0.5)
-            params["bias"] = bias_init(bias_key, (self.out_channels,), dtype)
-        expect(self, params, self._shapes(x))
-        return params, {}
-
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
@@ -66,10 +83,6 @@ class _Conv(Layer):
         x = floating(self, x, weight.dtype)
         options = (self.stride, self.padding, self.dilation, self.groups)
         return CONVOLUTIONS[self.dims](x, weight, bias[0] if bias else None, *options), state
-
-    def _shapes(self, x: Tensor) -> Shapes:
-        shapes: Shapes = {"weight": self._weight_shape(x)}
-        return {**shapes, "bias": (self.out_channels,)} if self.bias else shapes
 
     def _weight_shape(self, x: Tensor) -> tuple[int, ...]:
         sizes = space(self, x, self.dims)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fnn import random
+from fnn.nn._conv import Convolution
 from fnn.nn._floating import floating
-from fnn.nn._layer import Layer, Params, Shapes, State, check_bias, expect, layer, parameter_dtype
+from fnn.nn._layer import Params, State, check_bias, expect, layer
 from fnn.nn._window import Size, check_count, check_sizes, per_axis, space
-from fnn.nn.initializers import Initializer, fan_in_uniform, uniform_bound
+from fnn.nn.initializers import Initializer, fan_in_uniform
 
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
 
 @layer
-class _ConvTranspose(Layer):
+class _ConvTranspose(Convolution):
     """The transpose of a convolution over `dims` axes."""
 
     out_channels: int
@@ -48,18 +47,6 @@ class _ConvTranspose(Layer):
                     f"{who}: output_padding must be less than the stride or the dilation, got {self.output_padding!r}"
                 )
 
-    def init(self, key: Tensor, x: Tensor) -> tuple[Params, State]:  # type: ignore[override]
-        shape = self._weight_shape(x)
-        dtype = parameter_dtype(x)
-        weight_key, bias_key = random.split(key).unbind()
-        params = {"weight": self.weight_init(weight_key, shape, dtype)}
-        if self.bias:
-            # torch takes the channels out for those in here too.
-            bias_init = self.bias_init or uniform_bound(math.prod(shape[1:]) ** -0.5)
-            params["bias"] = bias_init(bias_key, (self.out_channels,), dtype)
-        expect(self, params, self._shapes(x))
-        return params, {}
-
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
@@ -67,10 +54,6 @@ class _ConvTranspose(Layer):
         x = floating(self, x, weight.dtype)
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return CONVOLUTIONS[self.dims](x, weight, bias[0] if bias else None, *options), state
-
-    def _shapes(self, x: Tensor) -> Shapes:
-        shapes: Shapes = {"weight": self._weight_shape(x)}
-        return {**shapes, "bias": (self.out_channels,)} if self.bias else shapes
 
     def _weight_shape(self, x: Tensor) -> tuple[int, ...]:
         who, sizes = type(self).__name__, space(self, x, self.dims)
