@@ -171,13 +171,85 @@ def test_a_loss_that_is_not_finite_stops_names_the_step_and_keeps_good_weights(f
     message = {
         "leaf": r"in step 0; its batch holds values that are not finite, in leaf '0'",
         "labels": r"step 0; run eagerly, it says: .*9",
-        "loss": r"step 0; try a lower learning rate",
+        "loss": r"step 0; the loss is nan; try a lower learning rate",
     }[where]
     with pytest.raises(train.NonFiniteError, match=message) as caught:
-        train.fit(step, train_state, data.Loader((x, labels), 16), epochs=2)
+        train.fit(step, train_state, data.Loader((x, labels), 16), epochs=2, nonfinite_limit=1)
     error = caught.value
     assert error.step == bad_batch
     assert all(torch.isfinite(leaf).all() for leaf in tree.leaves(error.train_state) if leaf.is_floating_point())
+
+
+def bad_in(*steps):
+    """A step whose loss is not finite at these steps."""
+
+    def update(train_state, batch):
+        bad = torch.stack([train_state.step == step for step in steps]).any()
+
+        def sometimes(params, state, batch, key):
+            loss, aux = loss_fn(params, state, batch, key)
+            return torch.where(bad, torch.inf, loss), aux
+
+        return train.pure_step(sometimes, OPTIMIZER)(train_state, batch)
+
+    return train.make_step(update=update, compile=False)
+
+
+def test_single_steps_that_are_not_finite_are_skipped_and_counted():
+    _, train_state = parts()
+    train_state, history = train.fit(
+        bad_in(1, 4, 5), train_state, loader(), epochs=3, nonfinite_limit=3, log_every=4, eval=lambda ts: {"one": 1}
+    )
+    assert [row.get("skipped", 0) for row in history.rows] == [1, 2, 0]
+    good, reference = [], parts()[1]
+    step, guarded = parts()[0], bad_in(1, 4, 5)
+    for number in range(6):
+        batch = next(loader().epoch(number // 3, start=number % 3))
+        if number in (1, 4, 5):
+            reference, metrics = guarded(reference, batch)
+            assert not torch.isfinite(metrics["loss"])
+        else:
+            reference, metrics = step(reference, batch)
+            good.append(float(metrics["loss"]))
+    assert history["loss"][:2] == pytest.approx([sum(good[:2]) / 2, good[2]], rel=1e-6)
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 5, 100])
+def test_too_many_in_a_row_end_the_run(log_every):
+    _, train_state = parts()
+    with pytest.raises(train.NonFiniteError, match="3 steps in a row, 4 to 6, were not finite") as caught:
+        train.fit(bad_in(1, 4, 5, 6), train_state, loader(), epochs=4, nonfinite_limit=3, log_every=log_every)
+    assert caught.value.step == 4
+
+
+def test_a_run_whose_steps_are_all_bad_is_no_success():
+    _, train_state = parts()
+    with pytest.raises(train.NonFiniteError, match="3 steps in a row, 0 to 2, were not finite"):
+        train.fit(bad_in(0, 1, 2), train_state, loader(), steps=3)
+
+
+def test_the_first_bad_leaf_is_named():
+    def spoilt(params, state, batch, key):
+        bias = params["3"]["bias"]
+        return loss_fn(params | {"3": params["3"] | {"bias": bias + (bias * 0).sqrt()}}, state, batch, key)
+
+    _, train_state = parts()
+    step = train.make_step(spoilt, OPTIMIZER, compile=False)
+    message = r"3 steps in a row, 0 to 2.*the loss is finite, the gradient of '3.bias' is not"
+    with pytest.raises(train.NonFiniteError, match=message):
+        train.fit(step, train_state, loader(), epochs=1, nonfinite_limit=5)
+
+
+def test_rows_every_so_many_steps():
+    seen = []
+    _, history = train.fit(
+        *parts(), loader(), steps=7, eval_every=2, eval=lambda ts: seen.append(int(ts.step)) or {"seen": len(seen)}
+    )
+    assert history["step"] == seen == [2, 4, 6, 7]
+    assert history["epoch"] == [0.6667, 1.3333, 2.0, 2.3333]
+    batches = (batch for batch in loader())
+    _, history = train.fit(*parts(), batches, epochs=1, eval_every=2)
+    assert history["step"] == [2, 3]
 
 
 def test_any_error_carries_the_trained_state():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnn import nn, ops, tree
-from fnn.interop._files import replace_file
+from fnn._files import replace_file
 
 Params = dict[str, Any]
 State = dict[str, Any]

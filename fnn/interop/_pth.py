@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn.interop._files import check_readable, replace_file
+from fnn._files import check_readable, replace_file
 from fnn.interop._state_dict import to_state_dict
 
 Tree = Any

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnn.interop._files import check_readable, replace_file
+from fnn._files import check_readable, replace_file
 from fnn.interop._names import nest
 from fnn.tree import pytree
 

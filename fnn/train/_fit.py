@@ -2,37 +2,29 @@
 
 Metrics stay on the device and are read every `log_every` steps, so the loop does not wait for the device at each
 step. A run's position is its step count alone: batch `step % len(loader)` of epoch `step // len(loader)`.
+
+A checkpoint is taken between two steps, after the row of the history and all callbacks of the step before, so that
+what it holds decides the rest of the run. An interrupted run is saved before its broken row is written down: the run
+that goes on from there writes the whole row.
 """
 
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fnn import tree
 from fnn.train._callback import Callback, Run
+from fnn.train._checkpoint import Checkpointer
 from fnn.train._history import History
+from fnn.train._meter import Meter
+from fnn.train._nonfinite import check_skipped
+from fnn.train._signals import Signals
 from fnn.train._state import TrainState
-from fnn.train._step import Metrics, Step, batch_size
+from fnn.train._step import Step
 
-
-class NonFiniteError(FloatingPointError):
-    """A loss or an update was not finite.
-
-    `train_state` holds finite weights, `step` is the number of the bad step, `history` has the rows so far.
-    """
-
-    def __init__(self, message: str, train_state: TrainState, step: int, history: History):
-        super().__init__(message)
-        self.train_state, self.step, self.history = train_state, step, history
+Evaluation = Callable[[TrainState], dict[str, float]]
 
 
 def fit(
@@ -42,35 +34,52 @@ def fit(
     *,
     epochs: int | None = None,
     steps: int | None = None,
-    eval: Callable[[TrainState], dict[str, float]] | None = None,
+    eval: Evaluation | None = None,
+    eval_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     log_every: int = 20,
+    checkpoints: Checkpointer | None = None,
+    resume: bool = False,
+    nonfinite_limit: int = 10,
 ) -> tuple[TrainState, History]:
     """Train until the run has had `epochs` epochs, or `steps` steps, counted from its step 0; returns the new state.
 
-    `loader` is a `data.Loader` or any iterable of batches, iterated once an epoch. `eval(train_state)` returns
-    numbers for the history after each epoch, recorded as "eval_...": `lambda ts: train.evaluate(eval_step, ts, test)`.
-    A state that comes from step n goes on with step n + 1, in the middle of an epoch if need be; where the loader has
-    no length, `epochs` counts from this call on.
+    loader: a `data.Loader` or any iterable of batches, iterated once an epoch
+    eval: ``eval(train_state)`` returns numbers for the history, recorded as "eval_...":
+        ``lambda ts: train.evaluate(eval_step, ts, test)``
+    eval_every: steps from one row of the history, with its evaluation, to the next; None makes a row an epoch
+    log_every: steps from one reading of the device to the next
+    checkpoints: where the run is saved: at each row, at the end, and when a signal ends it
+    resume: go on from the newest good checkpoint; a run of n steps and one that was resumed after k of them end bit
+        for bit alike. Where there is none, the run starts from `train_state`
+    nonfinite_limit: so many steps in a row whose loss or update is not finite end the run
 
-    Ctrl-C ends the run after the current step with `history.stopped == "interrupted"`; a second one at once.
-    Raises `NonFiniteError`, naming the step and its cause, when a loss or an update was not finite. That is noticed
-    when metrics are read; until then the step has kept such numbers out of the state (see `pure_step`).
-    Whatever error ends a run carries the trained state and the rows so far as `error.train_state`, `error.history`.
+    A state that comes from step n goes on with step n + 1, in the middle of an epoch if need be; where the loader has
+    no length, `epochs` counts from this call on, or from where the resumed run started.
+
+    Ctrl-C and SIGTERM end the run after the current step, with `history.stopped` "interrupted" or "terminated"; a
+    second one ends it at once.
+
+    A step whose loss or update is not finite is skipped inside the step (see `pure_step`) and counts in no mean; a
+    row says how many were "skipped". Raises `NonFiniteError` where too many come in a row, naming the step and the
+    first leaf that is not finite, and at once where the batch itself is to blame. That is noticed when metrics are
+    read. Whatever error ends a run carries the trained state and the rows so far as `error.train_state` and
+    `error.history`.
     """
-    if (epochs is None) == (steps is None):
-        raise TypeError("fit needs either epochs= or steps=")
-    for name, value in (("epochs", epochs), ("steps", steps), ("log_every", log_every)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"fit: {name} must be a positive integer, got {value!r}")
+    _check(epochs, steps, eval_every=eval_every, log_every=log_every, nonfinite_limit=nonfinite_limit)
+    if resume and checkpoints is None:
+        raise ValueError("fit: resume=True needs checkpoints=train.Checkpointer(folder), where the run was saved")
     if train_state.step.dim():
         raise ValueError("fit trains one network; for an ensemble, call the step in a loop of your own")
     per_epoch = _length(loader)
     if per_epoch == 0:
         raise ValueError("fit: the loader has no batches")
     total = steps if epochs is None else epochs * per_epoch if per_epoch else None
-    run = Run(step, train_state, History(), int(train_state.step), total, per_epoch)
-    if total is not None and run.step >= total:
+    at = int(train_state.step)
+    run = Run(step, train_state, History(), at, total, per_epoch, started_at=at, epoch_began=at)
+    meter = Meter(run)
+    saved = None if checkpoints is None else checkpoints.open(run, meter, loader, resume=resume)
+    if run.finished and saved is None:
         warnings.warn(
             f"fit: the state is at step {run.step} and the run was to end at step {total}, so there is nothing to do; "
             "epochs and steps count from step 0 of the run",
@@ -79,14 +88,16 @@ def fit(
         )
         return train_state, run.history
 
+    loop = _Loop(run, meter, loader, epochs, eval, eval_every, callbacks, log_every, checkpoints, nonfinite_limit)
     started: list[Callback] = []
-    with _Interrupt(run):
+    with Signals(run):
         try:
             for callback in callbacks:
                 callback.start(run)
                 started.append(callback)
-            while run.stop_reason is None and (run.step < total if total is not None else run.epoch < (epochs or 0)):
-                _epoch(run, loader, eval, callbacks, log_every)
+            if checkpoints is not None and saved is not None:
+                checkpoints.restore_callbacks(callbacks, saved, run)
+            loop.run_all()
         except BaseException as error:
             run.stop(type(error).__name__)
             error.train_state, error.history = run.train_state, run.history  # type: ignore[attr-defined]
@@ -96,7 +107,130 @@ def fit(
             run.history.stopped = run.stop_reason
             for callback in started:
                 callback.end(run)
+            if checkpoints is not None:
+                checkpoints.close()
     return run.train_state, run.history
+
+
+class _Loop:
+    """The steps of a run and what happens between them."""
+
+    def __init__(
+        self,
+        run: Run,
+        meter: Meter,
+        loader: Iterable[Any],
+        epochs: int | None,
+        eval: Evaluation | None,
+        eval_every: int | None,
+        callbacks: Sequence[Callback],
+        log_every: int,
+        checkpoints: Checkpointer | None,
+        nonfinite_limit: int,
+    ):
+        self.run, self.meter, self.loader, self.epochs = run, meter, loader, epochs
+        self.eval, self.eval_every, self.log_every, self.checkpoints = eval, eval_every, log_every, checkpoints
+        self.callbacks = callbacks
+        self.after_step = [callback.step for callback in callbacks if type(callback).step is not Callback.step]
+        left = run.total_steps - run.step if run.total_steps is not None else nonfinite_limit
+        self.nonfinite_limit = min(nonfinite_limit, max(left, 1))  # a run of five bad steps is no success either
+
+    def run_all(self) -> None:
+        run = self.run
+        if self.meter.steps and self.row_due():  # the run was broken off after the step, before the row
+            self.row()
+        while run.stop_reason is None and (
+            run.step < run.total_steps if run.total_steps is not None else run.epoch < (self.epochs or 0)
+        ):
+            self.epoch()
+        if self.checkpoints is not None and run.signal is None:  # where the length is unknown, this is known only here
+            self.checkpoints.save_run(run, self.meter, self.callbacks, finished=True)
+
+    def epoch(self) -> None:
+        """The rest of the current epoch, or of the run."""
+        run, begun = self.run, self.run.step
+        for batch in _batches(self.loader, run):
+            run.train_state, metrics = run.step_fn(run.train_state, batch)
+            run.step, run.batch = run.step + 1, batch
+            self.meter.add(metrics, batch)
+            for observe in self.after_step:
+                observe(run)
+            if run.step % self.log_every == 0 or run.step == run.started_at + 1:
+                values = self.read()
+                for callback in self.callbacks:
+                    callback.log(run, values)
+            if self.row_due():
+                self.row()
+            elif self.checkpoints is not None and self.checkpoints.due(run.step):
+                self.read()
+                self.checkpoints.save_run(run, self.meter, self.callbacks)
+            if run.stop_reason is not None or run.step == run.total_steps:
+                return
+        self.check_complete(run.step - begun)
+        run.epochs_done, run.epoch_began = run.epochs_done + 1, run.step
+        if run.steps_per_epoch is None and (self.eval_every is None or self.ends_between_rows()):
+            self.row()
+
+    def row_due(self) -> bool:
+        """Whether a row of the history ends at this step; of a loader without length only its end tells."""
+        run = self.run
+        if run.stop_reason is not None or run.step == run.total_steps:
+            return True
+        every = self.eval_every or run.steps_per_epoch
+        return every is not None and run.step % every == 0
+
+    def ends_between_rows(self) -> bool:
+        """Whether steps of the last epoch are in no row yet."""
+        return self.run.epochs_done == self.epochs and self.run.step % (self.eval_every or 1) != 0
+
+    def check_complete(self, count: int) -> None:
+        """Raise where the loader gave nothing, or fewer batches than it said."""
+        run = self.run
+        if not count and run.step == run.epoch_began:
+            raise ValueError("fit: the loader gave no batches; an iterator that is used up cannot be iterated again")
+        if run.steps_per_epoch and run.step % run.steps_per_epoch:
+            raise ValueError(f"fit: the loader has length {run.steps_per_epoch}, but gave {count} batches")
+
+    def read(self) -> dict[str, float]:
+        values, bad = self.meter.read()
+        check_skipped(self.run, self.loader, bad, self.meter.worst, self.nonfinite_limit)
+        return values
+
+    def row(self) -> None:
+        """Write a row of the history, with the evaluation of what was trained, and save the run."""
+        run, meter = self.run, self.meter
+        self.read()
+        stopped, broken_off = run.stop_reason is not None, run.ended is None and run.signal is not None
+        if broken_off and self.checkpoints is not None:
+            self.checkpoints.save_run(run, meter, self.callbacks)
+        skipped = meter.skipped
+        row = {"epoch": self.epoch_number(), "step": run.step, **meter.row()}
+        if skipped:
+            row["skipped"] = skipped
+        if self.eval is not None and not stopped:
+            row |= {f"eval_{name}": float(value) for name, value in self.eval(run.train_state).items()}
+        row |= {"seconds": meter.seconds(), "examples_per_second": run.examples_per_second}
+        run.history.rows.append(row)
+        for callback in self.callbacks:
+            callback.epoch(run, row)
+        if self.checkpoints is not None and not broken_off:
+            self.checkpoints.save_run(run, meter, self.callbacks, row, finished=run.finished)
+        meter.restart_clock()
+
+    def epoch_number(self) -> float:
+        """The epoch that was begun last; with `eval_every` epochs done, fractions of one too."""
+        run, length = self.run, self.run.steps_per_epoch
+        if length is None:
+            return run.epochs_done + (run.step > run.epoch_began)
+        return -(-run.step // length) if self.eval_every is None else round(run.step / length, 4)
+
+
+def _check(epochs: int | None, steps: int | None, **numbers: int | None) -> None:
+    if (epochs is None) == (steps is None):
+        raise TypeError("fit needs either epochs= or steps=")
+    for name, value in {"epochs": epochs, "steps": steps, **numbers}.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"fit: {name} must be a positive integer, got {value!r}")
 
 
 def _length(loader: Any) -> int | None:
@@ -107,121 +241,9 @@ def _length(loader: Any) -> int | None:
         return None
 
 
-def _epoch(
-    run: Run,
-    loader: Iterable[Any],
-    eval: Callable[[TrainState], dict[str, float]] | None,
-    callbacks: Sequence[Callback],
-    log_every: int,
-) -> None:
-    started, epoch, totals, count = time.perf_counter(), run.epoch, {}, 0
-    recent = _Recent(run, loader)
-    for batch in _batches(loader, run):
-        run.train_state, metrics = run.step_fn(run.train_state, batch)
-        run.step, run.batch = run.step + 1, batch
-        count += 1
-        totals = {name: totals.get(name, 0.0) + _wide(value) for name, value in metrics.items()}
-        recent.add(metrics, batch)
-        if run.step % log_every == 0 or count == 1:
-            values = recent.read()
-            for callback in callbacks:
-                callback.log(run, values)
-        if run.stop_reason is not None or run.step == run.total_steps:
-            break
-    if not count:
-        raise ValueError("fit: the loader gave no batches; an iterator that is used up cannot be iterated again")
-    recent.read()
-    if run.steps_per_epoch and run.step % run.steps_per_epoch and run.step != run.total_steps and not run.stop_reason:
-        raise ValueError(f"fit: the loader has length {run.steps_per_epoch}, but gave {count} batches")
-    row = {"epoch": epoch + 1, "step": run.step} | {name: float(value) / count for name, value in totals.items()}
-    if eval is not None and run.stop_reason is None:
-        row |= {f"eval_{name}": value for name, value in eval(run.train_state).items()}
-    row |= {"seconds": time.perf_counter() - started, "examples_per_second": run.examples_per_second}
-    run.history.rows.append(row)
-    for callback in callbacks:
-        callback.epoch(run, row)
-
-
 def _batches(loader: Any, run: Run) -> Iterator[Any]:
     """The batches of the current epoch from the current step on."""
-    start = run.step % run.steps_per_epoch if run.steps_per_epoch else 0
+    start = run.step % run.steps_per_epoch if run.steps_per_epoch else run.step - run.epoch_began
     if callable(getattr(loader, "epoch", None)):
         return loader.epoch(run.epoch, start=start)
     return itertools.islice(loader, start, run.steps_per_epoch)
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Metrics are added up in a dtype of their own: 1000 bfloat16 losses of 1.0 would make 256."""
-    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
-
-
-class _Recent:
-    """The metrics of the steps since the device was last read."""
-
-    def __init__(self, run: Run, loader: Any):
-        self.run, self.loader = run, loader
-        self.losses: list[Tensor] = []
-        self.metrics: Metrics = {}
-        self.examples, self.since, self.compile_seconds = 0, time.perf_counter(), run.step_fn.compile_seconds
-
-    def add(self, metrics: Metrics, batch: Any) -> None:
-        if "loss" not in metrics or metrics["loss"].dim():
-            raise ValueError('fit: the metrics of a step must contain "loss", a 0-d tensor')
-        self.losses.append(metrics["loss"])
-        self.metrics = metrics
-        self.examples += batch_size(batch)
-
-    def read(self) -> dict[str, float]:
-        """The last step's metrics as numbers; raises where any step since the last read was not finite."""
-        if not self.losses:
-            return {}
-        finite = torch.isfinite(torch.stack(self.losses)).tolist()
-        values = {name: float(value) for name, value in self.metrics.items()}
-        elapsed = time.perf_counter() - self.since
-        if self.compile_seconds == self.run.step_fn.compile_seconds:  # a speed with compilation in it says nothing
-            self.run.examples_per_second = self.examples / elapsed
-        self.compile_seconds = self.run.step_fn.compile_seconds
-        first = self.run.step - len(finite)
-        self.losses, self.examples, self.since = [], 0, time.perf_counter()
-        if not all(finite):
-            bad = first + finite.index(False)
-            message = f"the loss or an update was not finite in step {bad}; {_diagnosis(self.run, self.loader, bad)}"
-            raise NonFiniteError(message, self.run.train_state, bad, self.run.history)
-        return values
-
-
-def _diagnosis(run: Run, loader: Any, step: int) -> str:
-    """Why a step was not finite, found by running it again eagerly on its batch, where that can be had again."""
-    advice = "try a lower learning rate or optim.clip_by_global_norm"
-    if not callable(getattr(loader, "epoch", None)) or run.steps_per_epoch is None:
-        return advice
-    batch = next(iter(loader.epoch(step // run.steps_per_epoch, start=step % run.steps_per_epoch)))
-    for path, leaf in tree.paths(batch).items():
-        if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-            return f"its batch holds values that are not finite, in leaf {path!r}"
-    try:
-        run.step_fn.update(run.train_state, batch)
-    except Exception as error:
-        return f"run eagerly, it says: {error}"
-    return advice
-
-
-class _Interrupt:
-    """The first Ctrl-C asks the run to stop after its step; the second raises KeyboardInterrupt at once."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.previous: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._handle)
-
-    def __exit__(self, *error: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def _handle(self, signum: int, frame: Any) -> None:
-        if self.run.stop_reason is not None:
-            raise KeyboardInterrupt
-        self.run.stop("interrupted")

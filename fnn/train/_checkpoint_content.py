@@ -1,0 +1,86 @@
+"""What a checkpoint holds: states as named tensors, and the memory of callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnn import tree
+from fnn.train._callback import Callback
+from fnn.train._state import TrainState
+
+STATE = "train_state"
+
+
+class Saved(NamedTuple):
+    """What was read from one checkpoint."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def named(prefix: str, values: Any) -> dict[str, Tensor]:
+    return {f"{prefix}.{path}": leaf for path, leaf in tree.paths(values).items()}
+
+
+def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Callbacks by class, the second of a class with a number: adding one to a run leaves the others' names alone."""
+    named: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        same = sum(type(other).__name__ == name for other in named.values())
+        named[f"{name}.{same}" if same else name] = callback
+    return named
+
+
+def take_apart(prefix: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The state of a callback as JSON, its tensors put into `tensors`."""
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        place = f"{prefix}.{name}"
+        if isinstance(value, TrainState):
+            tensors |= named(place, value)
+            plain[name] = {"kind": "TrainState"}
+        elif isinstance(value, Tensor):
+            tensors[place] = value
+            plain[name] = {"kind": "Tensor"}
+        else:
+            plain[name] = {"kind": "plain", "value": value}
+    return plain
+
+
+def put_together(prefix: str, kept: dict[str, Any], saved: Saved, like: TrainState) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, entry in kept.items():
+        place = f"{prefix}.{name}"
+        if entry["kind"] == "TrainState":
+            state[name] = state_like(like, saved, place)
+        else:
+            state[name] = saved.tensors[place] if entry["kind"] == "Tensor" else entry["value"]
+    return state
+
+
+def state_like(like: TrainState, saved: Saved, prefix: str) -> TrainState:
+    """The saved state, in the structure and memory layout of `like`."""
+    expected = tree.paths(like)
+    found = {
+        name.removeprefix(prefix + "."): leaf for name, leaf in saved.tensors.items() if name.startswith(prefix + ".")
+    }
+    for path in [*expected, *found]:
+        was, now = _kind(found.get(path)), _kind(expected.get(path))
+        if was != now:
+            raise ValueError(
+                f"Checkpointer: {saved.path} is of another network or optimizer: leaf {path!r} is {was} there, and "
+                f"{now} in this run; make the same network and optimizer, or give another folder"
+            )
+    _, structure = tree.flatten(like)
+    return tree.unflatten(structure, [torch.empty_like(leaf).copy_(found[path]) for path, leaf in expected.items()])
+
+
+def _kind(leaf: Tensor | None) -> str:
+    return "absent" if leaf is None else f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
