@@ -2,9 +2,9 @@
 
     python tests/killed_run.py FOLDER KILLS SEED
 
-The run is a forked child, so that each start costs milliseconds; what was imported is there, and one thread computes. Prints one line
-of JSON: how often the run was killed before it had ended, the step of its newest checkpoint after each time, the digest
-of the final weights and history, and that of a run nobody disturbed.
+The run is a forked child, so that each start costs milliseconds: what was imported is there, and one thread computes.
+Prints one line of JSON: how often the run was killed before it had ended, the step of its newest checkpoint after each
+time, the digest of the final weights and history, and that of a run nobody disturbed.
 """
 
 import contextlib
