@@ -196,12 +196,12 @@ NOTES: dict[str, tuple[Row, ...]] = {
         ),
         Row(
             "training, validation and test parts; k folds",
-            "`data.split`, `train.KFold`",
+            "`data.split`, `data.KFold`",
             (
                 CNN + "splits",
                 "tests/test_data.py::test_split_puts_every_example_into_exactly_one_part",
-                "tests/test_train_callbacks.py::test_folds_are_disjoint_and_cover_everything",
-                "tests/test_train_callbacks.py::test_folds_are_a_function_of_the_key",
+                "tests/test_data_kfold.py::test_folds_are_disjoint_and_cover_everything",
+                "tests/test_data_kfold.py::test_folds_are_a_function_of_the_key",
             ),
         ),
         Row(

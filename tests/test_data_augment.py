@@ -1,8 +1,10 @@
 """`fnn.data.augment`: the same key, the same batch; equal to torchvision for the draws it documents."""
 
 import math
+import random as python_random
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -234,6 +236,63 @@ def test_compose_gives_each_its_own_key():
     assert torch.equal(augment.compose(first, second)(KEY, IMAGES), expected)
 
 
+def test_normalize_is_torchvision_s():
+    mean, std = [0.5, -1.0, 0.0], [0.25, 2.0, 1.0]
+    assert torch.allclose(augment.normalize(mean, std)(KEY, IMAGES), F.normalize(IMAGES, mean, std), atol=1e-12)
+    with pytest.raises(ValueError, match=r"augment\.normalize: images have 2 channels, mean and std are of 3"):
+        augment.normalize(mean, std)(KEY, IMAGES[:, :2])
+
+
+# torchvision's transforms
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.ColorJitter(brightness=0.5, hue=0.1),
+        v2.RandomResizedCrop((8, 7), antialias=True),
+        v2.RandAugment(),
+        v2.RandomApply([v2.RandomErasing(1.0)], p=0.9),
+        lambda images: images + np.random.normal() + python_random.random(),
+    ],
+)
+def test_torchvision_s_transforms_are_governed_by_the_key(transform):
+    change, images = augment.torchvision(transform), torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), python_random.getstate()
+    first = [change(random.key(seed), images) for seed in range(4)]
+    torch.manual_seed(7)
+    assert all(torch.equal(a, change(random.key(seed), images)) for seed, a in enumerate(first))
+    assert len({a.numpy().tobytes() for a in first}) > 1
+    torch.set_rng_state(before[0])
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), python_random.getstate()
+    assert (before[1:], first[0].shape) == (after[1:], images.shape)
+
+
+def test_generators_are_left_alone_by_a_transform_even_where_it_fails():
+    before = torch.get_rng_state()
+
+    def fails(images):
+        torch.rand(3)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        augment.torchvision(fails)(KEY, IMAGES)
+    augment.torchvision(v2.RandomHorizontalFlip())(KEY, IMAGES)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_torchvision_s_transforms_inside_a_step_are_an_error(fast_compile):
+    change = augment.torchvision(v2.RandomHorizontalFlip())
+    both = augment.compose(augment.noise(0.1), change)
+    for call in (torch.compile(lambda key, x: both(key, x), fullgraph=True), torch.func.grad(both, argnums=1)):
+        with pytest.raises(RuntimeError, match=r"augment\.torchvision: .* before the step"):
+            call(KEY, IMAGES)
+    with pytest.raises(RuntimeError, match=r"nor under torch\.func"):
+        torch.vmap(change)(random.split(KEY, len(IMAGES)), IMAGES)
+    with pytest.raises(TypeError, match=r"augment\.torchvision: transform is float"):
+        augment.torchvision(0.5)
+
+
 # Bad input
 
 
@@ -254,6 +313,10 @@ def test_compose_gives_each_its_own_key():
         (lambda: augment.noise(-1), "noise: std is -1"),
         (lambda: augment.noise(float("inf")), "noise: std is inf"),
         (lambda: augment.cutout(0), "cutout: size is 0"),
+        (lambda: augment.normalize([0.5], [0]), "normalize: mean is [0.5] and std [0.0], expected one finite"),
+        (lambda: augment.normalize([0.5], [1, 1]), "normalize: mean is [0.5] and std [1.0, 1.0]"),
+        (lambda: augment.normalize([math.nan], [1]), "normalize: mean is [nan]"),
+        (lambda: augment.normalize([], []), "normalize: mean is []"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

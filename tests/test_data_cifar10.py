@@ -105,7 +105,7 @@ def archive(tmp_path, monkeypatch):
     monkeypatch.setattr(_cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
     handler = functools.partial(QuietHandler, directory=server)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(_cifar10, "URL", f"http://127.0.0.1:{http.server_port}/{path.name}")
         yield path
         http.shutdown()

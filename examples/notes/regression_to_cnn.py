@@ -266,14 +266,14 @@ def splits() -> None:
     assert (len(training["x"]), len(validation["x"])) == (50, 10)
     assert sorted([*training["index"].tolist(), *validation["index"].tolist()]) == list(range(60))
 
-    folds = train.KFold(examples, 5, key=random.key(2))
+    folds = data.KFold(examples, 5, key=random.key(2))
     held_out = []
     for training, validation in folds:
         assert (len(training["index"]), len(validation["index"])) == (48, 12)
         assert not set(training["index"].tolist()) & set(validation["index"].tolist())
         held_out += validation["index"].tolist()
     assert sorted(held_out) == list(range(60))  # every example validates once
-    again = train.KFold(examples, 5, key=random.key(2))
+    again = data.KFold(examples, 5, key=random.key(2))
     assert torch.equal(folds[0][1]["index"], again[0][1]["index"])
 
 

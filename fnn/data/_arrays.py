@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fnn import tree
@@ -43,3 +44,46 @@ def common_length(data: Any, caller: str) -> int:
 def place(path: str) -> str:
     """How an error message calls the leaf at `path`."""
     return f"leaf {path!r} of data" if path else "data"
+
+
+def check_labels(stratify: Tensor | np.ndarray, size: int, caller: str) -> Tensor:
+    """`stratify` as a CPU tensor; raises unless it holds an integer label for each of `size` examples."""
+    if isinstance(stratify, np.ndarray) and stratify.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{caller}: stratify has dtype {stratify.dtype}, expected integer labels; "
+            f"np.unique(labels, return_inverse=True)[1] numbers them"
+        )
+    labels = torch.as_tensor(stratify).cpu()
+    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"{caller}: stratify has shape {tuple(labels.shape)} and dtype {labels.dtype}, "
+            f"expected one integer label for each of the {size} examples: ({size},)"
+        )
+    return labels
+
+
+def take(data: Any, index: Tensor) -> Any:
+    """The examples of `data` at `index`, a CPU tensor; each leaf stays what and where it is."""
+
+    def one(leaf: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        return leaf.index_select(0, index.to(leaf.device)) if isinstance(leaf, Tensor) else leaf[index.numpy()]
+
+    return tree.map(one, data)
+
+
+def first_device(data: Any) -> torch.device:
+    """The device of the first tensor in `data`; the CPU where there is none."""
+    return next((leaf.device for leaf in tree.leaves(data) if isinstance(leaf, Tensor)), torch.device("cpu"))
+
+
+def to_tensor(leaf: Tensor | np.ndarray, path: str, caller: str) -> Tensor:
+    """The array at `path` as a tensor, without a copy where torch can share its memory."""
+    if isinstance(leaf, Tensor):
+        return leaf
+    if leaf.dtype.kind not in "biufc":
+        raise TypeError(
+            f"{caller}: {place(path)} has numpy dtype {leaf.dtype}, expected numbers; encode it as integers"
+        )
+    # torch takes neither foreign byte orders nor reversed axes, and warns of memory that is read-only.
+    native = leaf.astype(leaf.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))

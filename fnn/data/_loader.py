@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset
 
-from fnn import random, tree
-from fnn.data._arrays import common_length, place
+from fnn import random
+from fnn.data._arrays import first_device
+from fnn.data._dataset import Reader, is_dataset
+from fnn.data._memory import InMemory
+from fnn.data._windows import Windows
 
 Tree = Any
 
@@ -20,7 +23,8 @@ class Loader:
     """Batches of one size over data in memory or a torch `Dataset`, shuffled by a key.
 
     data: a pytree of tensors and numpy arrays that share their first axis, such as ``(images, labels)`` or a
-        dict; or a map-style `torch.utils.data.Dataset`, whose examples go through torch's default collate
+        dict; or `Windows` of a text; or a map-style `torch.utils.data.Dataset`, whose examples go through torch's
+        default collate
     batch_size: examples in every batch
     key: shuffles; the order of epoch n is ``random.permutation(random.fold_in(key, n), size)`` and depends on
         nothing else. None keeps the data's own order
@@ -29,15 +33,19 @@ class Loader:
         a mask (batch,) bool, False on the filling: the last element of a tuple or list, ``"mask"`` in a dict.
         Either way all batches of all epochs have the same shapes, so a compiled step compiles once
     device: where batches lie. Data in memory is moved there once, and batches are gathered there; None
-        leaves it where its first leaf is
-    workers: processes that read a `Dataset`; the order is the same for any number of them
+        leaves it where its first leaf is. A `Dataset`'s batches are copied to a CUDA device from pinned memory,
+        while the step before still runs
+    workers: processes that read a `Dataset`, started anew for each epoch, that read ahead two batches each
 
     ``len(loader)`` is the number of batches in an epoch, ``loader.examples`` that of different examples in them.
     ``loader.epoch(n, start)`` iterates over epoch n from batch `start`; ``iter(loader)`` is ``loader.epoch(0)``.
+    ``loader.identity`` is what decides which examples these are.
 
     Data in memory is not copied where it lies on `device` already: leave it unchanged while the loader is in use.
-    Random transforms inside a `Dataset` draw from generators of their own, which `key` does not govern; where a
-    run must resume exactly, augment the batches instead.
+    Random transforms inside a `Dataset` draw from the global generators of torch (on the CPU), numpy and Python. These
+    are seeded for each example from `key`, the epoch and the example's index, so batches are the same for any number of
+    workers and wherever an epoch starts, and put back afterwards. Generators that a data set makes for itself
+    are not governed by `key`.
 
     Raises `TypeError` or `ValueError` for bad arguments and for data that is empty or of unequal lengths.
 
@@ -50,7 +58,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Tree | Dataset[Any],
+        data: Tree | Windows | Dataset[Any],
         batch_size: int,
         *,
         key: Tensor | None = None,
@@ -66,19 +74,17 @@ class Loader:
         if key is not None:
             random.check_key(key)
         self.key = key
-        self.device = None if device is None else torch.device(device)
-        self._in_memory = not _is_dataset(data)
-        if self._in_memory:
-            self.size = common_length(data, "Loader")
+        chosen = None if device is None else torch.device(device)
+        if is_dataset(data):
+            self._source = Reader(data, chosen, self.workers)
+        else:
+            self._source = InMemory(data, chosen)
             if self.workers:
                 raise ValueError(f"Loader: workers is {workers}, but data in memory needs none; expected 0")
-            self.device = self.device or _first_device(data)
-            data = _tensors(data, self.device)
-            if remainder == "pad":
-                _with_mask(data, torch.ones(()))  # a container without room for a mask fails here, not in epoch
-        else:
-            self.size = _length(data)
-        self._data = data
+            if remainder == "pad":  # a container without room for a mask fails here, not in epoch
+                first = torch.zeros(1, dtype=torch.int64, device=self._source.device)
+                _with_mask(self._source.gather(first), first)
+        self.device, self.size = self._source.device, self._source.size
         if self.remainder == "drop" and self.batch_size > self.size:
             raise ValueError(
                 f"Loader: batch_size is {batch_size}, but data has only {self.size} examples, and remainder='drop' "
@@ -93,6 +99,25 @@ class Loader:
     def examples(self) -> int:
         """Different examples in an epoch: those that are not dropped, filling not counted."""
         return min(len(self) * self.batch_size, self.size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the order of the examples depends on, as plain values for a JSON file.
+
+        Equal identities over the same data give equal batches; device and workers make no difference. A checkpoint
+        holds it, so that a run does not go on over other batches unnoticed.
+
+        Example:
+            >>> Loader(torch.arange(6), 2, key=random.key(7)).identity
+            {'kind': 'memory', 'size': 6, 'batch_size': 2, 'remainder': 'drop', 'key': [0, 7]}
+        """
+        return {
+            **self._source.identity,
+            "size": self.size,
+            "batch_size": self.batch_size,
+            "remainder": self.remainder,
+            "key": None if self.key is None else self.key.tolist(),
+        }
 
     def __iter__(self) -> Iterator[Tree]:
         return self.epoch(0)
@@ -109,12 +134,14 @@ class Loader:
         start = _whole_number(start, "start", least=0)
         if start > len(self):
             raise ValueError(f"Loader: start is {start}, expected at most {len(self)}, the batches in an epoch")
-        key = None if self.key is None else random.fold_in(self.key, n)
-        order = torch.arange(self.size) if key is None else random.permutation(key, self.size)
-        missing = len(self) * self.batch_size - self.size
-        if missing > 0:
-            order = order[torch.arange(self.size + missing, device=order.device) % self.size]
-        batches = self._gathered(order, start) if self._in_memory else self._read(order, start, _seed(key, n))
+        if start == len(self):
+            return iter(())
+        key = random.fold_in(random.key(0) if self.key is None else self.key, n)
+        order = torch.arange(self.size) if self.key is None else random.permutation(key, self.size)
+        end = len(self) * self.batch_size
+        if end > self.size:
+            order = order[torch.arange(end, device=order.device) % self.size]
+        batches = self._source.batches(order[start * self.batch_size : end], self.batch_size, key)
         return self._masked(batches, start) if self.remainder == "pad" else batches
 
     def mask(self, batch: Tree) -> Tensor | None:
@@ -123,34 +150,10 @@ class Loader:
             return None
         return batch["mask"] if isinstance(batch, dict) else batch[-1]
 
-    def _gathered(self, order: Tensor, start: int) -> Iterator[Tree]:
-        order = order.to(self.device)
-        for batch in range(start, len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield tree.map(lambda leaf, index=index: leaf.index_select(0, index), self._data)
-
-    def _read(self, order: Tensor, start: int, seed: int) -> Iterator[Tree]:
-        indices = order.tolist()
-        borders = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        on_gpu = self.device is not None and self.device.type == "cuda"
-        batches = DataLoader(
-            self._data,
-            batch_sampler=[indices[border : border + self.batch_size] for border in borders],
-            num_workers=self.workers,
-            collate_fn=_collate,
-            pin_memory=on_gpu,
-            generator=torch.Generator().manual_seed(seed),  # without one it would draw from torch's global generator
-        )
-        for batch in batches:
-            if self.device is None:
-                yield batch
-            else:
-                yield tree.map(lambda x: x.to(self.device, non_blocking=on_gpu) if isinstance(x, Tensor) else x, batch)
-
     def _masked(self, batches: Iterator[Tree], start: int) -> Iterator[Tree]:
         for number, batch in enumerate(batches, start):
             real = min(self.batch_size, self.size - number * self.batch_size)
-            mask = torch.arange(self.batch_size, device=_first_device(batch)) < real
+            mask = torch.arange(self.batch_size, device=first_device(batch)) < real
             yield _with_mask(batch, mask)
 
     def __repr__(self) -> str:
@@ -166,58 +169,6 @@ def _whole_number(value: Any, name: str, least: int) -> int:
     return int(value)
 
 
-def _is_dataset(data: Any) -> bool:
-    if isinstance(data, IterableDataset):
-        raise TypeError(
-            f"Loader: data is {type(data).__name__}, an IterableDataset, which has no order to shuffle or to resume; "
-            f"give a map-style Dataset with __getitem__ and __len__, or read it into tensors first"
-        )
-    if isinstance(data, DataLoader):
-        raise TypeError("Loader: data is a torch DataLoader; give the data set inside it, loader.dataset")
-    return isinstance(data, Dataset)
-
-
-def _length(data: Any) -> int:
-    if not hasattr(data, "__len__"):
-        raise TypeError(f"Loader: {type(data).__name__} has no __len__; add one, it is needed to order the data")
-    if len(data) == 0:
-        raise ValueError(f"Loader: data is an empty {type(data).__name__}, expected at least one example")
-    return len(data)
-
-
-def _first_device(batch: Tree) -> torch.device:
-    return next((leaf.device for leaf in tree.leaves(batch) if isinstance(leaf, Tensor)), torch.device("cpu"))
-
-
-def _tensors(data: Tree, device: torch.device) -> Tree:
-    """`data` with every array as a tensor on `device`."""
-    paths = tree.paths(data)
-    _, structure = tree.flatten(data)
-    return tree.unflatten(structure, [_tensor(leaf, path).detach().to(device) for path, leaf in paths.items()])
-
-
-def _tensor(leaf: Tensor | np.ndarray, path: str) -> Tensor:
-    if isinstance(leaf, Tensor):
-        return leaf
-    if leaf.dtype.kind not in "biufc":
-        raise TypeError(f"Loader: {place(path)} has numpy dtype {leaf.dtype}, expected numbers; encode it as integers")
-    # torch takes neither foreign byte orders nor reversed axes, and warns of memory that is read-only.
-    native = leaf.astype(leaf.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
-
-
-def _collate(examples: list[Any]) -> Tree:
-    """torch's default, except that examples that are tuples make a tuple, not a list."""
-    try:
-        batch = default_collate(examples)
-    except (RuntimeError, TypeError) as error:
-        raise TypeError(
-            f"Loader: the examples of the Dataset cannot be stacked into a batch: {error}; "
-            f"let it return tensors, arrays or numbers of one shape, for example through its transform"
-        ) from error
-    return tuple(batch) if type(examples[0]) is tuple else batch
-
-
 def _with_mask(batch: Tree, mask: Tensor) -> Tree:
     if isinstance(batch, Tensor):
         return batch, mask
@@ -231,11 +182,3 @@ def _with_mask(batch: Tree, mask: Tensor) -> Tree:
     if "mask" in batch:
         raise ValueError("Loader: data has a 'mask' already, where remainder='pad' puts its own; rename yours")
     return {**batch, "mask": mask}
-
-
-def _seed(key: Tensor | None, n: int) -> int:
-    """A seed for the generators of the worker processes, from the key of epoch `n`."""
-    if key is None:
-        return n
-    high, low = (int(word) & 0xFFFFFFFF for word in key)
-    return high << 32 | low

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnn import random, tree
-from fnn.data._arrays import common_length
+from fnn import random
+from fnn.data._arrays import check_labels, common_length, take
 
 Tree = Any
 
@@ -40,10 +40,10 @@ def split(
     if stratify is None:
         chosen = [order[start:stop] for start, stop in pairwise(borders)]
     else:
-        ranks = _spread(_labels(stratify, size)[order])
+        ranks = _spread(check_labels(stratify, size, "split")[order])
         # Sorted, a part keeps the shuffled order instead of going round the labels.
         chosen = [order[ranks[start:stop].sort().values] for start, stop in pairwise(borders)]
-    return tuple(tree.map(lambda leaf, index=index: _take(leaf, index), data) for index in chosen)
+    return tuple(take(data, index) for index in chosen)
 
 
 def _borders(size: int, fractions: Sequence[float]) -> list[int]:
@@ -62,16 +62,6 @@ def _borders(size: int, fractions: Sequence[float]) -> list[int]:
     return borders
 
 
-def _labels(stratify: Tensor | np.ndarray, size: int) -> Tensor:
-    labels = torch.as_tensor(stratify).cpu()
-    if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(
-            f"split: stratify has shape {tuple(labels.shape)} and dtype {labels.dtype}, "
-            f"expected one integer label for each of the {size} examples: ({size},)"
-        )
-    return labels
-
-
 def _spread(labels: Tensor) -> Tensor:
     """Positions ordered so that any stretch of them holds each label in its overall share.
 
@@ -82,7 +72,3 @@ def _spread(labels: Tensor) -> Tensor:
         members = (labels == label).nonzero().squeeze(1)
         place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     return place.argsort(stable=True)
-
-
-def _take(leaf: Tensor | np.ndarray, index: Tensor) -> Tensor | np.ndarray:
-    return leaf.index_select(0, index.to(leaf.device)) if isinstance(leaf, Tensor) else leaf[index.numpy()]

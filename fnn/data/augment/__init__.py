@@ -1,7 +1,8 @@
-"""Random changes of images that keep their labels: batched, on the images' device, a pure function of a key.
+"""Random changes of images: batched, on the images' device, a pure function of a key.
 
-Each name here makes a function `(key, images) -> images` of images (n, channels, height, width), floating. Every image
-gets a draw of its own, and the same key gives the same batch, eager or compiled, on any device. Call it on the
+Each name here makes a function `(key, images) -> images` of images (n, channels, height, width), floating; those of
+`mixup` and `cutmix` take and return labels, too. Every image gets a draw of its own, and the same key gives the same
+batch, eager or compiled, on any device; `torchvision` lends a key to transforms that have neither. Call it on the
 batches of a loader, or inside the loss function, where it becomes part of the compiled step. Pixels outside an image
 are found as in `torch.nn.functional.grid_sample`: ``padding_mode="zeros"``, ``"border"`` repeats the border, and
 ``"reflection"`` mirrors the image at the outer edge of its border; standardised images have no black at zero.
@@ -15,7 +16,22 @@ torch.Size([8, 3, 32, 32])
 
 from fnn.data.augment._affine import affine, rotate, scale
 from fnn.data.augment._compose import compose
+from fnn.data.augment._mix import cutmix, mixup
 from fnn.data.augment._move import crop, flip
-from fnn.data.augment._pixels import cutout, noise
+from fnn.data.augment._pixels import cutout, noise, normalize
+from fnn.data.augment._torchvision import torchvision
 
-__all__ = ["affine", "compose", "crop", "cutout", "flip", "noise", "rotate", "scale"]
+__all__ = [
+    "affine",
+    "compose",
+    "crop",
+    "cutmix",
+    "cutout",
+    "flip",
+    "mixup",
+    "noise",
+    "normalize",
+    "rotate",
+    "scale",
+    "torchvision",
+]

@@ -1,12 +1,50 @@
-"""Changes of values: noise, and squares cut out."""
+"""Changes of values: standardisation, noise, and squares cut out."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fnn import random
 from fnn.data.augment._compose import Augmentation, check_images, check_number
+
+
+def normalize(mean: Sequence[float], std: Sequence[float]) -> Augmentation:
+    """Standardise each channel, ``(images - mean) / std``: a step without chance, for use in `compose`.
+
+    mean, std: one number for each channel; std over 0
+    returns a function (key, images (n, channels, height, width) floating) -> images of the same shape and dtype
+
+    Raises `ValueError` for numbers that are not finite, a deviation of 0, and another number of channels.
+
+    Example:
+        >>> normalize([0.5], [0.25])(fnn.random.key(0), torch.ones(1, 1, 1, 2))
+        tensor([[[[2., 2.]]]])
+
+    Source: `torchvision.transforms.v2.Normalize`.
+    """
+    center, spread = [float(value) for value in mean], [float(value) for value in std]
+    finite = all(math.isfinite(value) for value in center + spread)
+    if not center or len(center) != len(spread) or not finite or min(spread) <= 0:
+        raise ValueError(
+            f"augment.normalize: mean is {center} and std {spread}, expected one finite number for each channel, "
+            f"std over 0"
+        )
+
+    def apply(key: Tensor, images: Tensor) -> Tensor:
+        check_images(images, "normalize")
+        if images.shape[1] != len(center):
+            raise ValueError(
+                f"augment.normalize: images have {images.shape[1]} channels, mean and std are of {len(center)}"
+            )
+        shift = torch.tensor(center, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+        scale = torch.tensor(spread, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+        return (images - shift) / scale
+
+    return apply
 
 
 def noise(std: float) -> Augmentation:
