@@ -1,16 +1,19 @@
-"""What watches a run: TensorBoard's files read by its own reader, early stopping; and k-fold cross validation."""
+"""What watches a run: TensorBoard's files read by its own reader, early stopping, a rate that falls on a plateau."""
 
+import io
 import re
 import sys
 
 import numpy as np
 import pytest
 import torch
-from sklearn import model_selection
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from fnn import data, losses, nn, optim, random, train, tree
+from fnn.train._rates import learning_rates
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(32, 4, generator=GENERATOR)
@@ -25,19 +28,20 @@ def loss_fn(params, state, batch, key):
     return losses.cross_entropy(logits, labels), (state, {"accuracy": (logits.argmax(-1) == labels).float().mean()})
 
 
-def fit(callback, loss_fn=loss_fn, train_state=None, compile=False, **options):
+def fit(callback, loss_fn=loss_fn, train_state=None, compile=False, batch_size=8, **options):
     params, state = NET.init(random.key(0), X)
     train_state = train_state or train.TrainState.create(params, OPTIMIZER, random.key(1), state=state)
     step = train.make_step(loss_fn, OPTIMIZER, compile=compile)
-    loader = data.Loader((X, Y), 8, key=random.key(2))
-    return train.fit(step, train_state, loader, callbacks=[callback], log_every=2, **options)
+    loader = data.Loader((X, Y), batch_size, key=random.key(2))
+    callbacks = callback if isinstance(callback, list) else [callback]
+    return train.fit(step, train_state, loader, callbacks=callbacks, log_every=2, **options)
 
 
 # TensorBoard
 
 
 def read(folder):
-    reader = EventAccumulator(str(folder))
+    reader = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "images": 0})  # 0: all
     reader.Reload()
     return reader
 
@@ -55,7 +59,7 @@ def test_scalars_are_read_back_by_tensorboard_s_reader(tmp_path):
     fit(watch := Losses(), epochs=3)
     reader = read(tmp_path)
     assert sorted(reader.Tags()["scalars"]) == sorted(
-        ["step/loss", "step/accuracy"]
+        ["step/loss", "step/accuracy", "step/lr"]
         + [f"epoch/{name}" for name in ("loss", "accuracy", "eval_loss", "seconds", "examples_per_second")]
     )
     for name in ("loss", "accuracy"):
@@ -140,6 +144,99 @@ def test_layers_within_layers_and_blocks_are_scopes(tmp_path, monkeypatch):
     fit(train.TensorBoard(tmp_path, graph=True), steps=1)
     scopes = {node.name.rpartition("/")[0] for node in graph_of(tmp_path).node}
     assert {"Block/body/0", "Block/body/1", "Block/out"} <= scopes
+
+
+def test_histograms_of_the_parameters_come_every_so_many_rows(tmp_path):
+    states = {}
+    watch = train.Callback()
+    watch.epoch = lambda run, row: states.update({run.step: run.train_state.copy()})
+    fit([train.TensorBoard(tmp_path, histograms=2), watch], epochs=4)
+    reader = read(tmp_path)
+    names = ("fc/weight", "fc/bias", "head/weight", "head/bias")
+    assert reader.Tags()["histograms"] == [f"params/{name}" for name in names]
+    events = reader.Histograms("params/fc/weight")
+    assert [event.step for event in events] == [8, 16]
+    for event in events:
+        weight, found = states[event.step].params["fc"]["weight"].double(), event.histogram_value
+        assert (found.num, found.min, found.max) == (20, weight.min(), weight.max())
+        assert found.sum == pytest.approx(float(weight.sum()))
+        assert sum(found.bucket) == 20
+
+
+def test_images_are_drawn_at_each_row(tmp_path):
+    ramp = torch.linspace(0, 1, 4 * 12).reshape(4, 1, 3, 4)
+
+    def images(run):
+        scaled = ramp * 6 - 3
+        return {"ramp": ramp, "scaled": scaled, "coloured": (ramp.expand(4, 3, 3, 4) * 255).round().byte()}
+
+    fit(train.TensorBoard(tmp_path, images=images), epochs=2)
+    reader = read(tmp_path)
+    assert sorted(reader.Tags()["images"]) == ["coloured", "ramp", "scaled"]
+    drawn = {}
+    for name in ("ramp", "scaled", "coloured"):
+        events = reader.Images(name)
+        assert [event.step for event in events] == [4, 8]
+        drawn[name] = torch.tensor(np.asarray(Image.open(io.BytesIO(events[-1].encoded_image_string)))).long()
+    grid = torch.cat(list(ramp), 2)[0] * 255  # four in a row
+    for pixels in drawn.values():
+        assert (pixels[..., 0] - grid).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 4), "have shape (2, 3, 4), expected (n, 1 or 3, h, w)"),
+        (torch.zeros(2, 4, 4, 4), "have shape (2, 4, 4, 4)"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.int64), "are torch.int64, expected uint8 or floating"),
+    ],
+)
+def test_images_that_cannot_be_drawn(tmp_path, images, message):
+    with pytest.raises(ValueError, match=re.escape(f"TensorBoard: images 'x' {message}")):
+        fit(train.TensorBoard(tmp_path, images=lambda run: {"x": images}), epochs=1)
+
+
+def hyperparameters(folder):
+    """What the HPARAMS tab reads: by tag, the plugin's message."""
+    found = {}
+    for tag, content in read(folder).summary_metadata.items():
+        if content.plugin_data.plugin_name == "hparams":
+            found[tag.rpartition("/")[2]] = HParamsPluginData.FromString(content.plugin_data.content)
+    return found
+
+
+def test_hyper_parameters_stand_beside_the_columns_of_the_history(tmp_path):
+    config = {"optimizer": {"lr": 0.05, "name": "sgd"}, "layers": (5, 2), "augment": True}
+    fit(train.TensorBoard(tmp_path, config=config), epochs=2, eval=lambda ts: {"loss": 0.5})
+    (file,) = tmp_path.iterdir()  # no folder of their own
+    assert file.is_file()
+    found = hyperparameters(tmp_path)
+    values = found["session_start_info"].session_start_info.hparams
+    assert {name: value.number_value or value.string_value for name, value in values.items()} == {
+        "optimizer.lr": 0.05, "optimizer.name": "sgd", "layers": "(5, 2)", "augment": "True"
+    }  # fmt: skip
+    metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
+    assert metrics == [f"epoch/{name}" for name in ("loss", "accuracy", "eval_loss", "seconds", "examples_per_second")]
+    assert set(metrics) <= set(read(tmp_path).Tags()["scalars"])
+    assert found["session_end_info"].session_end_info.status
+
+
+def test_a_resumed_run_keeps_every_kind_of_what_came_before(tmp_path):
+    board = {"histograms": 1, "images": lambda run: {"x": torch.rand(1, 1, 2, 2)}, "config": {"lr": 0.05}}
+    for epochs in (1, 3):
+        checkpoints = train.Checkpointer(tmp_path / "checkpoints")
+        fit(train.TensorBoard(tmp_path / "board", **board), epochs=epochs, checkpoints=checkpoints, resume=True)
+    reader = read(tmp_path / "board")
+    for events in (reader.Scalars("epoch/loss"), reader.Histograms("params/fc/bias"), reader.Images("x")):
+        assert [event.step for event in events] == [4, 8, 12]
+    assert [event.step for event in reader.Scalars("step/lr")] == [1, 2, 4, 5, 6, 8, 10, 12]
+    assert "session_end_info" in hyperparameters(tmp_path / "board")
+
+
+@pytest.mark.parametrize("histograms", [0, 1.5])
+def test_bad_arguments_of_tensorboard(tmp_path, histograms):
+    with pytest.raises(ValueError, match="TensorBoard: histograms is"):
+        train.TensorBoard(tmp_path, histograms=histograms)
 
 
 def test_without_a_folder_it_is_torch_s_own(tmp_path, monkeypatch):
@@ -292,78 +389,136 @@ def test_a_column_that_is_not_there_is_named():
     assert int(e.value.train_state.step) == 4
 
 
-# KFold
+# In a run that goes on from a checkpoint
 
 
-@pytest.mark.parametrize("key", [None, 0, 1])
-@pytest.mark.parametrize("stratify", [False, True])
-@pytest.mark.parametrize(("n", "k"), [(10, 5), (11, 3), (7, 7), (23, 2)])
-def test_folds_are_disjoint_and_cover_everything(n, k, stratify, key):
-    labels = torch.arange(n) % 3 if stratify else None
-    folds = train.KFold(torch.arange(n), k, key=None if key is None else random.key(key), stratify=labels)
-    pairs = list(folds)
-    assert len(pairs) == len(folds) == k
-    assert torch.equal(torch.cat([validation for _, validation in pairs]).sort().values, torch.arange(n))
-    for fold, (training, validation) in enumerate(pairs):
-        assert torch.equal(torch.cat([training, validation]).sort().values, torch.arange(n))
-        assert len(validation) in (n // k, -(-n // k))
-        assert all(torch.equal(a, b) for a, b in zip(folds[fold], (training, validation), strict=True))
-    assert torch.equal(folds[-1][1], pairs[-1][1])
+VALUES = [3, 1, 2, 1.5, 0.9, 0.95, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("n", "k"), [(10, 5), (11, 3), (7, 2)])
-def test_without_a_key_the_folds_are_scikit_learn_s(n, k):
-    expected = model_selection.KFold(k).split(np.zeros(n))
-    for ours, theirs in zip(train.KFold(np.arange(n), k), expected, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+def of_step(values):
+    """An evaluation that depends on the step alone, as that of a resumed run must."""
+    return lambda train_state: {"loss": values[int(train_state.step) // 4 - 1]}
 
 
-@pytest.mark.parametrize("key", [None, 0])
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_stratified_folds_hold_of_each_label_what_scikit_learn_s_do(k, key):
-    labels = np.repeat([4, 0, -2], [50, 23, 6])[np.random.default_rng(0).permutation(79)]
-    folds = train.KFold(labels, k, key=None if key is None else random.key(key), stratify=labels)
-    theirs = model_selection.StratifiedKFold(k).split(labels, labels)
-    for label in (4, 0, -2):
-        ours = [int((validation == label).sum()) for _, validation in folds]
-        assert max(ours) - min(ours) <= 1
-    ours = sorted(len(validation) for _, validation in folds)
-    assert ours == sorted(len(validation) for _, validation in theirs)
+@pytest.mark.parametrize("patience", [2, 4])
+@pytest.mark.parametrize("broken_off_after", [1, 3, 6])
+def test_early_stopping_of_a_resumed_run(tmp_path, broken_off_after, patience):
+    undisturbed = train.EarlyStopping(patience=patience)
+    expected, whole = fit(undisturbed, epochs=10, eval=of_step(VALUES))
+    for epochs in (broken_off_after, 10):
+        stopping = train.EarlyStopping(patience=patience)
+        checkpoints = train.Checkpointer(tmp_path)
+        train_state, history = fit(stopping, epochs=epochs, eval=of_step(VALUES), checkpoints=checkpoints, resume=True)
+    assert history["step"] == whole["step"]
+    assert (
+        history.stopped == whole.stopped == f"no better eval_loss than {stopping.best_value:.4g} for {patience} epochs"
+    )
+    assert (stopping.best_epoch, stopping.best_value) == (undisturbed.best_epoch, undisturbed.best_value)
+    assert equal(stopping.best, undisturbed.best)
+    assert equal(train_state, expected)
 
 
-def test_folds_are_a_function_of_the_key():
-    first, again, other = (list(train.KFold(torch.arange(20), 4, key=random.key(seed))) for seed in (0, 0, 1))
-    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
-    assert not all(torch.equal(a[1].sort().values, b[1].sort().values) for a, b in zip(first, other, strict=True))
-    assert torch.equal(torch.cat([validation for _, validation in first]), random.permutation(random.key(0), 20))
+# ReduceOnPlateau
 
 
-def test_the_parts_are_trees_like_the_data_and_a_loader_takes_them():
-    tensors = {"x": torch.arange(12.0).reshape(6, 2), "y": np.arange(6)}
-    for training, validation in train.KFold(tensors, 3, key=random.key(0)):
-        assert isinstance(training["y"], np.ndarray)
-        assert torch.equal(validation["x"][:, 0], 2.0 * torch.from_numpy(validation["y"]))
-        assert next(iter(data.Loader(training, 4)))["x"].shape == (4, 2)
+def torch_rates(values, **options):
+    """The learning rates of torch's scheduler after each value."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.05)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    rates = []
+    for value in values:
+        scheduler.step(value)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+class Rates(train.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def epoch(self, run, row):
+        self.rates.append(float(optim.get(run.train_state.opt_state, "lr")))
+
+
+NOISY = [5, 4, 4, 4.5, 4, 3, 3.1, 3.2, 2.9999, 3, 3, float("nan"), 3, 0.5, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "kind", "message"),
+    "options",
     [
-        ((torch.arange(6), 1), {}, ValueError, "k is 1, expected a whole number from 2 to 6"),
-        ((torch.arange(6), 7), {}, ValueError, "k is 7"),
-        ((torch.arange(6), 2.0), {}, ValueError, "k is 2.0"),
-        ((6, 2), {}, TypeError, "data is int, expected a tensor or numpy array"),
-        (((torch.arange(6), torch.arange(5)), 2), {}, ValueError, "lengths {'0': 6, '1': 5}"),
-        (({"x": torch.tensor(1.0)}, 2), {}, TypeError, "leaf 'x' of data is a single number"),
-        (((), 2), {}, ValueError, "lengths {}"),
-        ((torch.arange(6), 2), {"stratify": torch.zeros(6)}, ValueError, "stratify has shape (6,) and dtype"),
-        ((torch.arange(6), 2), {"stratify": torch.arange(5)}, ValueError, "stratify has shape (5,)"),
-        ((torch.arange(6), 2), {"stratify": np.array(["a", "b"] * 3)}, TypeError, "return_inverse"),
-        ((torch.arange(6), 2), {"key": 0}, TypeError, "key"),
+        {"patience": 2},
+        {"patience": 0, "factor": 0.5},
+        {"patience": 1, "cooldown": 2, "factor": 0.5},
+        {"patience": 1, "min_lr": 0.01, "factor": 0.3},
+        {"patience": 1, "threshold": 0.3, "threshold_mode": "abs"},
+        {"patience": 1, "threshold": 0.3},
+        {"patience": 2, "mode": "max", "factor": 0.5},
+        {"patience": 1, "mode": "max", "threshold": 0.3, "threshold_mode": "abs"},
+        {"patience": 0, "factor": 0.1, "eps": 1e-3},
     ],
 )
-def test_bad_arguments_of_kfold(arguments, options, kind, message):
-    with pytest.raises(kind, match=re.escape(message)):
-        train.KFold(*arguments, **options)
-    with pytest.raises(IndexError, match="no fold 2, expected 0 to 1"):
-        train.KFold(torch.arange(6), 2)[2]
+def test_the_rate_falls_as_torch_s_scheduler_lets_it(options):
+    watch = Rates()
+    fit([train.ReduceOnPlateau(**options), watch], epochs=len(NOISY), eval=scripted(NOISY), batch_size=32)
+    assert watch.rates == pytest.approx(torch_rates(NOISY, **options), rel=1e-6)
+    assert len(set(watch.rates)) > 1
+
+
+@pytest.mark.parametrize("broken_off_after", [1, 3, 5])
+def test_the_rate_of_a_resumed_run_falls_when_that_of_an_undisturbed_one_does(tmp_path, broken_off_after):
+    values, options = [1, 2, 2, 2, 2, 2, 2, 2], {"patience": 1, "cooldown": 1, "factor": 0.5}
+    rates = []
+    for epochs in (broken_off_after, 8):
+        plateau, watch, checkpoints = train.ReduceOnPlateau(**options), Rates(), train.Checkpointer(tmp_path)
+        fit([plateau, watch], epochs=epochs, eval=of_step(values), checkpoints=checkpoints, resume=True)
+        rates += watch.rates
+    assert rates == pytest.approx(torch_rates(values, **options))
+
+
+@pytest.mark.slow
+def test_a_rate_that_falls_does_not_compile_again(fast_compile):
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    watch = Rates()
+    fit([train.ReduceOnPlateau(patience=0, factor=0.5), watch], compile=True, epochs=4, eval=scripted([1, 2, 3, 4]))
+    assert watch.rates == pytest.approx([0.05, 0.025, 0.0125, 0.00625])
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_of_several_rates_all_fall(monkeypatch):
+    parts = {"body": optim.adam(0.1), "head": optim.sgd(0.4)}
+    optimizer = optim.by_label(parts, lambda path, leaf: "head" if path.startswith("head") else "body")
+    monkeypatch.setitem(globals(), "OPTIMIZER", optimizer)
+    train_state, _ = fit(train.ReduceOnPlateau(patience=0, factor=0.5), epochs=2, eval=scripted([1, 2]))
+    assert sorted(learning_rates(train_state.opt_state).values()) == pytest.approx([0.05, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optim.sgd(lambda step: 0.1), "'2.lr' follows a schedule"),
+        (optim.identity(), "no learning rate 'lr'"),
+    ],
+)
+def test_a_rate_that_cannot_fall(monkeypatch, optimizer, message):
+    monkeypatch.setitem(globals(), "OPTIMIZER", optimizer)
+    with pytest.raises(ValueError, match=f"ReduceOnPlateau: .*{re.escape(message)}"):
+        fit(train.ReduceOnPlateau(), epochs=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patience": -1}, {"patience": 1.0}, {"mode": "least"}, {"factor": 1.0}, {"threshold": -1}, {"cooldown": -1},
+        {"threshold_mode": "relative"}, {"min_lr": float("nan")},
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_reduce_on_plateau(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"ReduceOnPlateau: {name} is {options[name]!r}"):
+        train.ReduceOnPlateau(**options)
+
+
+def test_reduce_on_plateau_names_the_columns():
+    with pytest.raises(ValueError, match=r"no column 'eval_loss' to monitor; its columns are .*'loss'.*fit\(eval="):
+        fit(train.ReduceOnPlateau(), epochs=1)
