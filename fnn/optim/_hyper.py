@@ -215,7 +215,7 @@ def _evaluate(name: str, schedule: Any, step: Tensor, like: Tensor) -> Tensor:
 
 def _find(opt_state: OptState, name: str) -> tuple[str, Hyperparameter | Scheduled]:
     known = dict(hyperparameters(opt_state))
-    found = [path for path in known if path == name or path.endswith(f".{name}")]
+    found = [name] if name in known else [path for path in known if path.endswith(f".{name}")]
     if len(found) > 1:
         raise ValueError(
             f"{name!r} is ambiguous in this opt_state; give one of the paths {', '.join(map(repr, found))}"
