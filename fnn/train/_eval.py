@@ -15,31 +15,30 @@ MetricFunction = Callable[[Any, Any, Any], dict[str, Tensor]]
 Sums = dict[str, tuple[Tensor, Tensor]]
 
 
-def make_eval(metric_fn: MetricFunction, *, compile: bool = True) -> Eval:
+def make_eval(metric_fn: MetricFunction, *, compile: bool = True, strict: bool = False) -> Eval:
     """A compiled evaluation step for `evaluate`.
 
     `metric_fn(params, state, batch) -> {name: values}` gives one value for each example, (batch,) or (batch, ...):
     `losses.cross_entropy(logits, labels, reduction="none")`, `logits.argmax(-1) == labels`. Means over batches of
-    unequal size would be wrong; means over examples are exact.
+    unequal size would be wrong; means over examples are exact. `strict=True` allows one graph, as in `make_step`.
     """
-    return Eval(metric_fn, compile=compile)
+    return Eval(metric_fn, compile=compile, strict=strict)
 
 
 class Eval(Runner):
     """What `make_eval` returns: `(train_state, batch, mask=None) -> {name: (sum, count)}`."""
 
-    def __init__(self, metric_fn: MetricFunction, *, compile: bool):
+    def __init__(self, metric_fn: MetricFunction, *, compile: bool, strict: bool = False):
         def whole(params: Any, state: Any, batch: Any, mask: Tensor | None) -> Sums:
             return {name: _sum(name, value, batch, mask) for name, value in metric_fn(params, state, batch).items()}
 
-        super().__init__(whole, compile)
+        super().__init__("evaluation", whole, compile=compile, strict=strict)
 
     def __call__(self, train_state: TrainState, batch: Any, mask: Tensor | None = None) -> Sums:
         arguments = (train_state.params, train_state.state, batch, mask)
         signature = (state_shapes(train_state), shapes((batch, mask)))
-        if self._prepare(signature, batch, *arguments):
-            self._seen.add(signature)
-        return self._call(*arguments)
+        inputs = {"batch": batch, "mask": mask, "params": train_state.params, "state": train_state.state}
+        return self._call(signature, inputs, *arguments)
 
 
 def evaluate(eval_step: Eval, train_state: TrainState, loader: Iterable[Any]) -> dict[str, float]:

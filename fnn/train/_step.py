@@ -24,7 +24,9 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fnn import random, tree
 from fnn.optim import GradientTransformation, apply_updates
+from fnn.train._compile_cache import leave_damaged_cache, look_up_early
 from fnn.train._state import FIELDS, TrainState, check_optimizer, own_memory
+from fnn.train._strict import RecompileError, changed, described, graphs_compiled, guard_reason, one_graph, refusal
 from triton_kernels._inductor import keep_writes_after_reads
 
 Metrics = dict[str, Tensor]
@@ -41,11 +43,12 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
     Numbers that are not finite never reach the state. A step whose loss is not finite changes nothing but the step
     count; where the loss is finite, an element that would become infinite or NaN keeps its value (each element is
     judged alone, so that no two gradients have to be in memory together). Both report the loss as NaN.
+    `update.unguarded(train_state, batch) -> (grads, train_state, loss, metrics)` is the step without this guard.
 
     `vmap` it over seeds or learning rates, then give it to `make_step(update=...)`.
     """
 
-    def update(train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def unguarded(train_state: TrainState, batch: Any) -> tuple[Any, TrainState, Tensor, Metrics]:
         params, state, opt_state, key, step = train_state.parts
         step_key = random.fold_in(key, step)
 
@@ -56,8 +59,13 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
         extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
         updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
         after = TrainState(apply_updates(params, updates), new_state, opt_state, key, step + 1)
-        return keep_finite(train_state, after, value, metrics)
+        return grads, after, value, metrics
 
+    def update(train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        _, after, loss, metrics = unguarded(train_state, batch)
+        return keep_finite(train_state, after, loss, metrics)
+
+    update.unguarded = unguarded
     return update
 
 
@@ -68,12 +76,17 @@ def make_step(
     update: Update | None = None,
     compile: bool = True,
     donate: bool = True,
+    strict: bool = False,
 ) -> Step:
     """A training step `train_state, metrics = step(train_state, batch)`, the whole of it one compiled graph.
 
     Give `loss_fn` and `optimizer` (see `pure_step`), or a pure `update` of your own. `donate=True` reuses the memory
     of the state passed in; that state is empty afterwards. A leaf that was taken out of it before (`w =
     train_state.params["weight"]`) shares that memory and changes: clone what you keep.
+
+    One graph serves a whole run. Where an input changes what the graph was compiled for (a shape, a dtype, a memory
+    layout, autocast, the number of threads, a value the loss function closes over), another is compiled and a warning
+    names the change; with `strict=True` it is a `RecompileError` instead. `step.graphs` counts them.
 
     Errors: a batch without examples, a leaf or shape that the network does not expect (named by layer and path), a
     loss that is no scalar, leaves of the state that share memory. Where no C++ compiler works, a warning says how to
@@ -99,45 +112,84 @@ def make_step(
         update = pure_step(loss_fn, optimizer)
     elif loss_fn is not None or optimizer is not None:
         raise TypeError("make_step takes either loss_fn and optimizer, or update=, not both")
-    return Step(update, compile=compile, donate=donate)
+    return Step(update, compile=compile, donate=donate, strict=strict)
 
 
 class Runner:
-    """A function that runs compiled, or eagerly where it was asked to or where no compiler works."""
+    """A function that runs compiled, or eagerly where it was asked to or where no compiler works.
 
-    def __init__(self, whole: Callable[..., Any], compile: bool):
-        self.compiled = compile
-        self._eager = whole
-        self._run = compile_whole(whole) if compile else whole
+    `graphs` is the number of graphs compiled so far, `compile_seconds` how long the calls took that compiled them.
+    """
+
+    def __init__(self, name: str, whole: Callable[..., Any], *, compile: bool, strict: bool):
+        self.compiled, self.strict = compile, strict
+        self.graphs, self.compile_seconds = 0, 0.0
+        self._name, self._eager = name, own_code(whole)
+        self._run = compile_whole(self._eager) if compile else whole
         self._seen: set[Any] = set()
+        self._first: dict[str, str] = {}
 
-    def _prepare(self, signature: Any, batch: Any, *arguments: Any) -> bool:
-        """Whether these shapes are new; if so, what is wrong with them raises here, before anything is compiled."""
-        if signature in self._seen:
-            return False
-        check_batch(batch)
-        if self.compiled:
-            rehearse(self._eager, *arguments)
-        return True
+    def _call(self, signature: Any, inputs: dict[str, Any], *arguments: Any) -> Any:
+        """The function of `arguments`; `inputs` are the same by name, `signature` says what a graph depends on."""
+        new = signature not in self._seen
+        if new:
+            self._prepare(inputs, *arguments)
+        if not self.compiled:
+            with torch.no_grad():
+                result = self._run(*arguments)
+        elif self.strict and self.graphs:
+            with torch.no_grad(), one_graph(self._name):
+                result = self._run(*arguments)
+        else:
+            result = self._call_compiled(new, inputs, *arguments)
+        if new:
+            self._seen.add(signature)
+        return result
 
-    def _call(self, *arguments: Any) -> Any:
+    def _prepare(self, inputs: dict[str, Any], *arguments: Any) -> None:
+        """What is wrong with new shapes raises here, before anything is compiled."""
+        check_batch(inputs["batch"])
+        if not self.compiled:
+            return
+        if self.strict and self.graphs:
+            raise RecompileError(refusal(self._name, changed(self._first, described(inputs))))
+        look_up_early(inputs)
+        rehearse(self._eager, *arguments)
+        self._first = self._first or described(inputs)
+
+    def _call_compiled(self, new: bool, inputs: dict[str, Any], *arguments: Any) -> Any:
+        before, started = graphs_compiled(), time.perf_counter()
         with torch.no_grad():
             try:
-                return self._run(*arguments)
+                result = self._run(*arguments)
             except Exception as error:
-                if not self.compiled or not no_compiler(error):
+                if leave_damaged_cache(error):
+                    before = graphs_compiled()
+                    result = self._run(*arguments)
+                elif no_compiler(error):
+                    self.compiled, self._run = False, self._eager
+                    return self._run(*arguments)
+                else:
                     raise
-                self.compiled, self._run = False, self._eager
-                return self._run(*arguments)
+        if compiled := graphs_compiled() - before:
+            seconds = time.perf_counter() - started
+            if self.graphs:
+                reason = changed(self._first, described(inputs)) if new else guard_reason(self._eager.__code__)
+                said = (
+                    f"{self._name}: compiled another graph, in {seconds:.1f} s: {reason}; strict=True makes it an error"
+                )
+                warnings.warn(said, RuntimeWarning, stacklevel=4)
+            self.graphs += compiled
+            self.compile_seconds += seconds
+        return result
 
 
 class Step(Runner):
     """What `make_step` returns. `compiled` tells whether it runs compiled, `compile_seconds` how long that took."""
 
-    def __init__(self, update: Update, *, compile: bool, donate: bool):
-        super().__init__(_whole(update, donate), compile)
+    def __init__(self, update: Update, *, compile: bool, donate: bool, strict: bool = False):
+        super().__init__("step", _whole(update, donate), compile=compile, strict=strict)
         self.update, self.donate = update, donate
-        self.compile_seconds = 0.0
 
     def __call__(self, train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if not isinstance(train_state, TrainState):
@@ -147,12 +199,7 @@ class Step(Runner):
             train_state = own_memory(train_state)
             parts = train_state.parts
         signature = (state_shapes(train_state), shapes(batch))
-        first = self._prepare(signature, batch, parts, batch)
-        started = time.perf_counter()
-        new_parts, metrics = self._call(parts, batch)
-        if first:
-            self._seen.add(signature)
-            self.compile_seconds += time.perf_counter() - started if self.compiled else 0.0
+        new_parts, metrics = self._call(signature, {"batch": batch, "state": train_state}, parts, batch)
         new = TrainState(*(parts if self.donate else new_parts))
         new._memory.shapes = signature[0]
         if self.donate:
@@ -207,11 +254,15 @@ def keep_finite(before: TrainState, after: TrainState, loss: Tensor, metrics: Me
     return TrainState(params, state, opt_state, after.key, after.step), metrics
 
 
+def own_code(f: Callable[..., Any]) -> types.FunctionType:
+    """`f` around a code object of its own, so that no other function shares its cache of graphs."""
+    return types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+
+
 def compile_whole(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` in one graph, around a code object of its own, so that no other function shares its cache."""
-    own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    """`torch.compile` in one graph."""
     keep_writes_after_reads()
-    return torch.compile(own, fullgraph=True)
+    return torch.compile(f, fullgraph=True)
 
 
 def rehearse(update: Callable[..., Any], *arguments: Any) -> Any:
