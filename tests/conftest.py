@@ -1,12 +1,20 @@
 """Fixtures shared by the tests."""
 
 import functools
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
 MNIST = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays; a collector that walks it at every turn is a tenth of each compilation."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +27,12 @@ def _fresh_compiler():
 def fast_compile(monkeypatch):
     """Trace and differentiate as `torch.compile` does, but leave out Inductor's C++ compiler (seconds a graph)."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.fixture
+def trace_only(monkeypatch):
+    """What Dynamo decides: what it can trace, and when it does so again. What it traced then runs eagerly."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture

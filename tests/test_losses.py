@@ -189,14 +189,13 @@ def test_compiled_equals_eager(name):
         each = vmap(grad(lambda x, y: ours(x[None], y[None])))(x, y)
         return value, gradient, tangent, curvature, each
 
-    torch._dynamo.reset()
     fast = torch.compile(everything, fullgraph=True, backend="aot_eager")
     for ours_, eager in zip(fast(x, y, rows), everything(x, y, rows), strict=True):
         close(ours_, eager)
 
 
+@pytest.mark.slow
 def test_inductor_equals_eager():
-    torch._dynamo.reset()
     x, y = double(6, 5).float(), LABELS.where(SOME, -100)
 
     def f(x, y):

@@ -1,6 +1,7 @@
 """The whole training step of the parts of every model in one graph, equal to the eager step.
 
-A compiler takes its time by the number of layers; benchmarks/compile_models.py gives it the whole models.
+A compiler takes its time by the number of layers; benchmarks/compile_models.py gives it the whole models. LeNet, and
+with it the parts of an MLP, is compiled in test_step.py.
 """
 
 import pytest
@@ -17,8 +18,6 @@ INCEPTION = nn.Sequential(
     _googlenet._conv(4, 3, stride=4), _googlenet._inception(2, 2, 3, 2, 3, 2), _googlenet._head(5, 0.7)
 )
 MODELS = {
-    "mlp": (models.mlp((16, 8), 5), IMAGES),
-    "lenet5": (models.lenet5(5), IMAGES),
     "vgg": (_vgg._vgg((1, 1, 1, 1, 1), 5, 0.5, 8), IMAGES),
     "googlenet": (INCEPTION, IMAGES),
     "resnet18": (_resnet._resnet(_resnet._basic, (1, 1), 1, 5, 4), IMAGES),

@@ -49,11 +49,6 @@ def test_every_transform_compiles(fast_compile):
     check_compiled(COMPILED)
 
 
-@pytest.mark.slow
-def test_every_transform_compiles_with_inductor():
-    check_compiled(COMPILED[:1])
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     batch=st.integers(1, 3),

@@ -181,7 +181,7 @@ def test_vmap_equals_single_runs():
 
 
 @pytest.mark.slow
-def test_compiled_line_search_equals_eager():
+def test_compiled_line_search_equals_eager(fast_compile):
     opt = optim.lbfgs(history=1, line_search="strong_wolfe")
     fast = torch.compile(lambda p, s: searched_step(opt, p, s, rosenbrock), fullgraph=True)
     params, opt_state = START, opt.init(START)

@@ -117,53 +117,48 @@ def test_meta_key_gives_shape_and_dtype(draw):
         assert meta.dtype == real.dtype
 
 
-@draws
-def test_traces_as_one_graph(draw):
-    # AOTAutograd, without Inductor, which takes seconds each.
-    torch.compiler.reset()
+# Those with arithmetic of their own, of one shape: they share their random bits, and the compiler computes these once.
+COMPILED = {
+    "fold_in": DRAWS["fold_in"],
+    "uniform_between": lambda key, p: fnn.random.uniform(key, (32, 3), minval=-p, maxval=3 * p),
+    "uniform_float16": lambda key, p: fnn.random.uniform(key, (32, 3), torch.float16, -1e-3, p[1]),
+    "uniform_float64": lambda key, p: fnn.random.uniform(key, (32, 3), torch.float64, -0.3, p[1]),
+    "bernoulli": lambda key, p: fnn.random.bernoulli(key, p, (32, 3)),
+    "normal": lambda key, p: fnn.random.normal(key, (32, 3)),
+    "normal_bfloat16": lambda key, p: fnn.random.normal(key, (32, 3), torch.bfloat16),
+    "truncated_normal": lambda key, p: fnn.random.truncated_normal(key, -p, 2.0, (32, 3)),
+    "randint_int64": lambda key, p: fnn.random.randint(key, (32, 3), -5, 10**12, torch.int64),
+    "categorical": lambda key, p: fnn.random.categorical(key, p.log(), shape=(32,)),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in COMPILED else pytest.param(name, marks=pytest.mark.slow) for name in DRAWS]
+)
+def test_traces_as_one_graph(name):
+    # Inductor takes seconds each: with what goes through it below Dynamo alone, with the others AOTAutograd too.
     key = fnn.random.key(11)
-    compiled = torch.compile(draw, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(key, PARAMETERS), draw(key, PARAMETERS))
-
-
-def equal_when_compiled(names):
-    def every(key, p):
-        return [DRAWS[name](key, p) for name in names]
-
-    torch.compiler.reset()
-    key = fnn.random.key(11)
-    compiled = torch.compile(every, fullgraph=True)(key, PARAMETERS)
-    return {name: torch.equal(a, b) for name, a, b in zip(names, compiled, every(key, PARAMETERS), strict=True)}
-
-
-def test_compiled_equals_eager():
-    equal = equal_when_compiled(["fold_in", "uniform_between", "normal", "bernoulli"])
-    assert all(equal.values()), equal
+    traced = torch.compile(DRAWS[name], backend="eager" if name in COMPILED else "aot_eager", fullgraph=True)
+    assert torch.equal(traced(key, PARAMETERS), DRAWS[name](key, PARAMETERS))
 
 
 @pytest.mark.slow
-def test_more_compiled_equals_eager():
-    # Those with arithmetic of their own.
-    names = [
-        "uniform_float16",
-        "uniform_float64",
-        "normal_bfloat16",
-        "truncated_normal",
-        "randint_int64",
-        "categorical",
-    ]
-    equal = equal_when_compiled(names)
-    assert all(equal.values()), equal
+def test_compiled_equals_eager():
+    def every(key, p):
+        return {name: draw(key, p) for name, draw in COMPILED.items()}
+
+    key = fnn.random.key(11)
+    found, expected = torch.compile(every, fullgraph=True)(key, PARAMETERS), every(key, PARAMETERS)
+    assert [name for name in COMPILED if not torch.equal(found[name], expected[name])] == []
 
 
-def test_compiled_vmap_of_grad():
+def test_compiled_vmap_of_grad(fast_compile):
     def loss(w, key, step):
         key = fnn.random.fold_in(key, step)
         return (w * fnn.random.uniform(key, w.shape, minval=-1.0)).sum() ** 2
 
     per_key = torch.vmap(torch.func.grad(loss), (None, 1, 0))
     arguments = (torch.ones(5), fnn.random.split(fnn.random.key(0), 3).T.contiguous(), torch.arange(3))
-    torch.compiler.reset()
     torch.testing.assert_close(torch.compile(per_key, fullgraph=True)(*arguments), per_key(*arguments))
 
 

@@ -188,7 +188,7 @@ def test_compiled_and_batched(transform, fast_compile):
 
 @pytest.mark.slow
 def test_compiled_by_inductor():
-    y = vector(128)
+    y = vector(32)
     jacobian = sparse_jacobian(brusselator).prepare(y)
     close(torch.compile(jacobian.values, fullgraph=True)(y), jacobian.values(y))
 
