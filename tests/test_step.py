@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import vmap
 
+import fnn
 from fnn import losses, models, nn, optim, random, train, tree
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
@@ -601,3 +602,22 @@ def test_a_line_search_sees_the_loss_of_the_batch(compiled, trace_only):
         train_state, _ = step(train_state, (x, y))
     expected = torch.tensor([[1.0], [2.0], [-3.0]], dtype=torch.float64)
     torch.testing.assert_close(train_state.params, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_step_may_be_a_transform_of_ones_own(fast_compile):
+    """The rehearsal has no data, which `fnn.value_and_grad` would look at."""
+
+    def update(train_state, batch):
+        value, grads = fnn.value_and_grad(lambda params: losses.mse(batch @ params["w"], batch.sum(1)))(
+            train_state.params
+        )
+        updates, opt_state = optimizer.update(grads, train_state.opt_state, train_state.params)
+        params = optim.apply_updates(train_state.params, updates)
+        return train_state.replace(params=params, opt_state=opt_state, step=train_state.step + 1), {"loss": value}
+
+    optimizer = optim.sgd(0.1)
+    start = train.TrainState.create({"w": torch.ones(3)}, optimizer, random.key(0))
+    batch = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    compiled, _ = train.make_step(update=update, donate=False)(start, batch)
+    eager, _ = train.make_step(update=update, donate=False, compile=False)(start, batch)
+    assert tree.allclose(compiled.params, eager.params, rtol=1e-6)

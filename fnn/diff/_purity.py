@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._guards import detect_fake_mode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +26,7 @@ def call(name: str, run: Callable[..., Any], *values: Any) -> Any:
     """`run(*values)`, where `run` calls the user's function, with the errors of functions that are not pure."""
     if torch.compiler.is_compiling():
         return _traced_call(name, run, *values)
-    if get_interpreter_stack():
+    if get_interpreter_stack() or detect_fake_mode() is not None:  # without data, states cannot be compared
         return _explained(name, run, *values)
     tensors = [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor) and not leaf.is_inference()]
     versions = [leaf._version for leaf in tensors]
