@@ -41,7 +41,7 @@ endif
 	touch $@
 
 train: $(READY)
-	$(RUN) examples/train_image.py $(ARGS)
+	$(RUN) examples/train_image.py --overwrite $(ARGS)
 
 # Triton reads TRITON_INTERPRET when it is first imported, so its interpreter's tests are a process of their own;
 # there it is no error (5) if ARGS selects none of them.

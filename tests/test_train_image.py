@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import re
 import runpy
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -13,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from cifar10_files import write_cifar10
+from idx_files import write_mnist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fnn import data, interop, models, tree
+from fnn import data, interop, models, nn, train, tree
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_image.py"
 
@@ -52,7 +55,7 @@ def test_it_prints_the_table_the_data_and_the_result(finished):
     assert "device cpu" in words or "device cuda" in words
     assert "epoch 4 loss" in words
     assert f"wrote config, weights, metrics, curves and predictions to {out}" in words
-    names = {"config.json", "curves.png", "metrics.csv", "model.safetensors", "predictions.png"}
+    names = {"checkpoints", "config.json", "curves.png", "metrics.csv", "model.safetensors", "predictions.png"}
     assert {path.name for path in out.iterdir()} == names
 
 
@@ -139,9 +142,10 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, monkeypatch):
     [
         (["--data", "mnist", "--root", "/no/such/folder"], "/no/such/folder/MNIST/raw"),
         (["--out", "/dev/null/out"], "/dev/null"),
-        (["--out", __file__], "is a file; give a folder"),
+        (["--out", __file__], "cannot use the folder"),
         (["--device", "tpu9"], "device: 'tpu9'"),
         (["--epochs", 0], "epochs"),
+        (["--folds", 1], "--folds 2 or more"),
         (["--batch-size", 5000], "batch_size is 5000"),
     ],
 )
@@ -157,12 +161,13 @@ def test_a_run_that_diverges_keeps_good_weights_and_fails(tmp_path, monkeypatch)
     printed = run_here(
         monkeypatch, "--model", "mlp", "--no-compile", "--epochs", 2, "--lr", 1e30, "--out", tmp_path, expect=1
     )
-    assert "not finite in step" in printed
+    assert "not finite" in printed
+    assert "try a lower learning rate" in printed
     weights = interop.load_safetensors(tmp_path / "model.safetensors")
     assert all(torch.isfinite(leaf).all() for layer in weights["params"].values() for leaf in layer.values())
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["status"] == "not finite"
-    assert "not finite in step" in config["error"]
+    assert config["error"] == printed.removeprefix("train_image: ")
 
 
 @pytest.mark.slow
@@ -178,8 +183,97 @@ def test_control_c_ends_cleanly_with_what_there_is(tmp_path):
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "interrupted" in printed
+    assert f"the run is saved in {tmp_path / 'checkpoints'}; the same command with --resume goes on with it" in printed
     assert json.loads((tmp_path / "config.json").read_text())["status"] == "interrupted"
     assert {"metrics.csv", "model.safetensors", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def interrupt(monkeypatch, step):
+    """Ctrl-C after that step of every run."""
+
+    class Interrupted(train.Progress):
+        def step(self, run):
+            if run.step == step:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "Progress", Interrupted)
+
+
+OPTIONS = {
+    "what shapes the weights": ["--model", "mlp", "--ema", 0.9, "--accumulate", 2, "--clip", 1, "--augment"],
+    "what watches the run": ["--model", "mlp", "--schedule", "plateau", "--early-stopping", 1, "--weight-decay", 0.1],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_resumed_run_ends_with_the_same_bits(options, tmp_path, monkeypatch):
+    options = [*options, "--epochs", 3, "--no-compile"]
+    run_here(monkeypatch, *options, "--out", tmp_path / "a")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 30)
+        run_here(patch, *options, "--out", tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["status"] == "interrupted"
+    assert "unfinished run" in run_here(monkeypatch, *options, "--out", tmp_path / "b", expect=1)
+    other = run_here(monkeypatch, *options, "--lr", 1, "--resume", "--out", tmp_path / "b", expect=1)
+    assert "lr was 0.003, is 1.0" in other
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["config"]["lr"] == 0.003
+    run_here(monkeypatch, *options, "--resume", "--out", tmp_path / "b")
+    a, b = (interop.load_safetensors(tmp_path / out / "model.safetensors") for out in "ab")
+    assert tree.allclose(a, b, rtol=0, atol=0)
+    a, b = (json.loads((tmp_path / out / "config.json").read_text()) for out in "ab")
+    assert (a["test"], a["steps"], a["status"]) == (b["test"], b["steps"], b["status"])
+
+
+@pytest.mark.slow
+def test_folds_print_mean_and_deviation_and_go_on(tmp_path, monkeypatch, capsys):
+    options = ["--model", "mlp", "--folds", 3, "--epochs", 2, "--no-compile"]
+    run_here(monkeypatch, *options, "--out", tmp_path / "a")
+    printed = capsys.readouterr().out
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    accuracies = [fold["accuracy"] for fold in written["folds"]]
+    mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+    assert f"accuracy of 3 folds: {mean:.4f} +- {deviation:.4f}" in printed
+    assert written["test"]["accuracy"] == mean
+    assert sum(map(int, re.findall(r"fold \d of 3: \d+ training and (\d+) test images", printed))) == 1438
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, 20)
+        run_here(patch, *options, "--out", tmp_path / "b")
+        assert json.loads((tmp_path / "b" / "config.json").read_text())["status"] == "interrupted"
+    assert "unfinished folds" in run_here(monkeypatch, *options, "--out", tmp_path / "b", expect=1)
+    run_here(monkeypatch, *options, "--resume", "--out", tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["folds"] == written["folds"]
+
+
+@pytest.mark.slow
+def test_the_averaged_weights_are_evaluated_and_saved(tmp_path, monkeypatch):
+    options = ["--model", "mlp", "--ema", 0.5, "--precision", "bfloat16", "--profile", "--epochs", 1, "--no-compile"]
+    run_here(monkeypatch, *options, "--out", tmp_path)
+    weights = interop.load_safetensors(tmp_path / "model.safetensors")["params"]
+    last = interop.load_safetensors(max((tmp_path / "checkpoints").glob("*.safetensors")))["train_state"]
+    saved, average, newest = (tree.paths(x) for x in (weights, last["opt_state"]["ema"], last["params"]))
+    assert all(torch.equal(saved[path], average[path]) for path in newest)
+    assert not any(torch.equal(saved[path], newest[path]) for path in newest)
+    net = nn.Cast(models.mlp((256, 64)), nn.Policy(compute=torch.bfloat16))
+    images, labels = data.digits().test
+    found = (net(weights, images).argmax(-1) == labels).double().mean()
+    assert float(found) == json.loads((tmp_path / "config.json").read_text())["test"]["accuracy"]
+    assert (tmp_path / "profile" / "trace.json").is_file()
+
+
+@pytest.mark.slow
+def test_resnet20_on_clothes(tmp_path, monkeypatch):
+    write_mnist(tmp_path, "FashionMNIST", train=8, test=10)
+    options = ["--data", "fashion_mnist", "--root", tmp_path, "--model", "resnet20", "--augment", "--batch-size", 4]
+    run_here(monkeypatch, *options, "--epochs", 1, "--no-compile", "--out", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["classes"][9] == "Ankle boot"
+    weights = interop.load_safetensors(tmp_path / "out" / "model.safetensors")
+    found = models.resnet20()(weights["params"], data.fashion_mnist(tmp_path).test[0], state=weights["state"]).argmax(
+        -1
+    )
+    assert float((found == torch.arange(10)).double().mean()) == config["test"]["accuracy"]
 
 
 @pytest.mark.slow
@@ -195,3 +289,9 @@ def test_lenet_on_mnist_reaches_98_percent_twice_the_same(tmp_path, mnist_root):
     assert json.loads((tmp_path / "a" / "config.json").read_text())["test"]["accuracy"] >= 0.98
     a, b = (interop.load_safetensors(tmp_path / out / "model.safetensors") for out in ("a", "b"))
     assert tree.allclose(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_lenet_on_augmented_mnist_reaches_98_5_percent(tmp_path, mnist_root):
+    run("--data", "mnist", "--root", mnist_root, "--augment", "--out", tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["test"]["accuracy"] >= 0.985

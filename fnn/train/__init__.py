@@ -16,6 +16,7 @@ from fnn.train._nonfinite import NonFiniteError as NonFiniteError
 from fnn.train._plateau import ReduceOnPlateau as ReduceOnPlateau
 from fnn.train._profile import Profile as Profile
 from fnn.train._progress import Progress as Progress
+from fnn.train._record import Record as Record
 from fnn.train._state import TrainState as TrainState
 from fnn.train._step import Step as Step
 from fnn.train._step import make_step as make_step
