@@ -21,7 +21,6 @@ privacy, 2020, for the step from Renyi differential privacy to (epsilon, delta).
 """
 
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -213,7 +212,8 @@ def run(config: Config) -> dict[str, float]:
     print(f"{images}, device {device}")
     print(f"each image is drawn with probability {sampled.rate:.4f} a step; room for {sampled.capacity} in a batch")
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
-    callbacks: list[train.Callback] = [train.Progress()]
+    record = train.Record(config.out / "config.json", config)
+    callbacks: list[train.Callback] = [record, train.Progress()]
     if config.tensorboard:
         callbacks.append(train.TensorBoard(config.out / "tensorboard", config=numbers))
     if config.profile:
@@ -240,8 +240,7 @@ def run(config: Config) -> dict[str, float]:
         )
         result["public_accuracy"] = train.evaluate(eval_step, public_state, test)["accuracy"]
         plot(history, result["public_accuracy"], config, config.out / "privacy.png")
-    facts = {"config": dataclasses.asdict(config), "status": history.stopped or "finished", "test": result}
-    (config.out / "config.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    record.write(history.stopped or "finished", steps=int(train_state.step), test=result)
     print(f"test accuracy {result['accuracy']:.4f} with (epsilon, delta) = ({result['epsilon']:.2f}, {config.delta:g})")
     if history.stopped is None:
         print(f"test accuracy {result['public_accuracy']:.4f} without privacy; wrote everything to {config.out}")

@@ -16,7 +16,6 @@ ensembles, 2017; Guo et al., On calibration of modern neural networks, 2017, for
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Literal
@@ -145,7 +144,8 @@ def run(config: Config) -> dict[str, float]:
     step = train.make_step(update=update, compile=config.compile, strict=config.strict)
     eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
-    callbacks: list[train.Callback] = [train.Progress()]
+    record = train.Record(config.out / "config.json", config)
+    callbacks: list[train.Callback] = [record, train.Progress()]
     if config.tensorboard:
         callbacks.append(train.TensorBoard(config.out / "tensorboard", config=numbers))
     if config.profile:
@@ -178,8 +178,7 @@ def run(config: Config) -> dict[str, float]:
     kinds = {"test digits": x, "turned by 90 degrees": torch.rot90(x, 1, (-2, -1)), "noise": noise}
     found = {kind: probabilities(*weights.values(), images).cpu() for kind, images in kinds.items()}
     plot(found, config.out / "entropy.png")
-    facts = {"config": dataclasses.asdict(config), "status": history.stopped or "finished", "test": result}
-    (config.out / "config.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    record.write(history.stopped or "finished", steps=int(train_state.step), test=result)
     print(f"wrote everything to {config.out}")
     if history.stopped:
         print(f"{history.stopped}; saved in {config.out / 'checkpoints'}: the same command with --resume goes on")

@@ -16,7 +16,6 @@ Source: Finn, Abbeel, Levine, Model-agnostic meta-learning for fast adaptation o
 """
 
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -151,7 +150,8 @@ def run(config: Config) -> dict[str, float]:
     step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
     eval_step = train.make_eval(metric_fn, compile=False)  # ten steps unrolled are long to compile and quick to run
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
-    callbacks: list[train.Callback] = [train.Progress()]
+    record = train.Record(config.out / "config.json", config)
+    callbacks: list[train.Callback] = [record, train.Progress()]
     if config.tensorboard:
         callbacks.append(train.TensorBoard(config.out / "tensorboard", config=numbers))
     if config.profile:
@@ -176,8 +176,7 @@ def run(config: Config) -> dict[str, float]:
     found = [errors(train_state.params, new_tasks, steps) for steps in ADAPTED]
     result = {name: float(values.mean()) for each in found for name, values in each.items()}
     plot(config, train_state.params, result, config.out / "sinusoids.png")
-    facts = {"config": dataclasses.asdict(config), "status": history.stopped or "finished", "test": result}
-    (config.out / "config.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    record.write(history.stopped or "finished", steps=int(train_state.step), test=result)
     print(f"\nsquared error on 500 new tasks, after steps of SGD on the {config.shots} points that they show:")
     print(" " * 6 + "".join(f"{steps:9}" for steps in ADAPTED))
     for name in params:

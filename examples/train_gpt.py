@@ -16,7 +16,6 @@ Chen, Goodman, An empirical study of smoothing techniques for language modeling,
 """
 
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -126,7 +125,8 @@ def run(config: Config) -> dict[str, float]:
     step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
     eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
-    callbacks: list[train.Callback] = [train.Progress()]
+    record = train.Record(config.out / "config.json", config, vocabulary=text.vocabulary)
+    callbacks: list[train.Callback] = [record, train.Progress()]
     if config.tensorboard:
         callbacks.append(train.TensorBoard(config.out / "tensorboard", config=numbers))
     if config.profile:
@@ -149,9 +149,7 @@ def run(config: Config) -> dict[str, float]:
     if history.rows:
         history.to_csv(config.out / "metrics.csv")
         history.plot(config.out / "curves.png")
-    facts = {"config": dataclasses.asdict(config), "status": history.stopped or "finished", "test": result}
-    facts |= {"steps": int(train_state.step), "vocabulary": text.vocabulary}
-    (config.out / "config.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    record.write(history.stopped or "finished", steps=int(train_state.step), test=result)
     if history.stopped:
         print(f"{history.stopped}; saved in {config.out / 'checkpoints'}: the same command with --resume goes on")
         return result
