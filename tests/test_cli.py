@@ -108,6 +108,9 @@ def test_summary_of_one_s_own_function_layer_and_module(tmp_path, monkeypatch, c
     assert "my_nets has no 'missing'" in capsys.readouterr().err
 
 
+CONVOLUTION = [f"--set={word}" for word in ("in_channels=3", "out_channels=2", "kernel_size=3")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -120,6 +123,9 @@ def test_summary_of_one_s_own_function_layer_and_module(tmp_path, monkeypatch, c
         (["mlp", "--input", "1,4", "--set", "classes"], "--set classes: expected NAME=VALUE"),
         (["mlp", "--input", "1,4", "--set", "clases=3"], "unexpected keyword argument 'clases'"),
         (["lenet5", "--input", "1,32"], "conv1"),
+        (["mlp", "--input", "1,99999999999999999999"], "--input 1,99999999999999999999: expected sizes"),
+        (["mlp", "--input", "1,99999999999,99999999999"], "--input 1,99999999999,99999999999: expected sizes"),
+        (["torch.nn:Conv2d", "--input", "1,1,8,8", *CONVOLUTION], "expected input[1, 1, 8, 8] to have 3 channels"),
     ],
 )
 def test_summary_says_what_is_wrong(arguments, message, capsys):
@@ -376,7 +382,9 @@ def test_caches_and_temporary_files(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     assert str(tmp_path / "triton") in _machine.triton_cache().text
     monkeypatch.setenv("TMPDIR", str(tmp_path / "file" / "temporary"))
-    assert _machine.temporary_folder().status == "fail"
+    found = _machine.temporary_folder()  # Python and g++ pass over it
+    assert found.status == "warn"
+    assert f"they are in {tempfile.gettempdir()}" in found.text
     monkeypatch.delenv("TMPDIR")
     assert _machine.temporary_folder().status in ("ok", "warn")
     monkeypatch.setattr(tempfile, "gettempdir", raising(FileNotFoundError(2, "No usable temporary directory")))
@@ -443,6 +451,10 @@ def test_a_compiled_function(fast_compile, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **options: raising(PermissionError(13, "denied: /cache")))
     found = _compiler.compiled_function()
     assert (found.status, "denied: /cache" in found.text) == ("fail", True)
+    wrapped = RuntimeError("backend='inductor' raised:\nUnicodeEncodeError: 'ascii' codec\n\nlong advice")
+    monkeypatch.setattr(torch, "compile", lambda f, **options: raising(wrapped))
+    found = _compiler.compiled_function()
+    assert (found.status, found.text.endswith("raised: UnicodeEncodeError: 'ascii' codec")) == ("fail", True)
     monkeypatch.setattr(torch, "compile", lambda f, **options: raising(InvalidCxxCompiler()))
     found = _compiler.compiled_function()
     assert (found.status, "so that fnn runs eagerly" in found.text) == ("warn", True)

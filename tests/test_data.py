@@ -346,6 +346,7 @@ def test_a_stratified_part_is_shuffled_or_in_order_as_a_plain_one():
         ((1.5, -0.5), None, ["positive"]),
         ((), None, ["fractions"]),
         ((0.99, 0.01), None, ["0.01", "empty part"]),
+        ((0.5, float("nan")), None, ["nan", "sum to 1"]),
         ((0.5, 0.5), torch.zeros(9, dtype=torch.long), ["stratify", "(9,)", "(10,)"]),
         ((0.5, 0.5), torch.zeros(10), ["stratify", "float32", "integer"]),
     ],
@@ -354,3 +355,11 @@ def test_bad_splits(fractions, stratify, words):
     with pytest.raises(ValueError, match="split") as error:
         split(torch.arange(10), fractions, stratify=stratify)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_split_of_unsigned_integers(dtype):
+    whole = torch.arange(6).to(dtype)
+    first, second = split((whole,), (0.5, 0.5))
+    assert torch.equal(torch.cat([*first, *second]), whole)
+    assert first[0].dtype is dtype

@@ -317,6 +317,9 @@ def test_torchvision_s_transforms_inside_a_step_are_an_error(fast_compile):
         (lambda: augment.normalize([0.5], [1, 1]), "normalize: mean is [0.5] and std [1.0, 1.0]"),
         (lambda: augment.normalize([math.nan], [1]), "normalize: mean is [nan]"),
         (lambda: augment.normalize([], []), "normalize: mean is []"),
+        (lambda: augment.normalize(0.5, 0.25), "normalize: mean is 0.5 and std 0.25, expected a list"),
+        (lambda: augment.affine(scale=0.5), "affine: the factors are 0.5, expected 0 < low <= high"),
+        (lambda: augment.scale("a", "b"), "scale: the factors are ('a', 'b')"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

@@ -82,3 +82,18 @@ def test_bad_arguments_of_kfold(arguments, options, kind, message):
         data.KFold(*arguments, **options)
     with pytest.raises(IndexError, match="no fold 2, expected 0 to 1"):
         data.KFold(torch.arange(6), 2)[2]
+
+
+@pytest.mark.parametrize("labels", [(np.arange(6) % 2).astype(">i4"), (np.arange(6) % 2)[::-1]])
+def test_labels_of_any_memory_layout(labels):
+    found = data.KFold(torch.arange(6), 2, stratify=labels)
+    expected = data.KFold(torch.arange(6), 2, stratify=torch.tensor(labels.tolist()))
+    assert [v.tolist() for _, v in found] == [v.tolist() for _, v in expected]
+
+
+def test_labels_of_one_example_each():
+    labels = torch.tensor([7, 0, 3, 0, 9, 0, 0])  # three of them rarer than there are folds
+    folds = [validation for _, validation in data.KFold(torch.arange(7), 3, stratify=labels)]
+    assert sorted(torch.cat(folds).tolist()) == list(range(7))
+    assert sorted(map(len, folds)) == [2, 2, 3]
+    assert all(1 <= int((labels[fold] == 0).sum()) <= 2 for fold in folds)

@@ -189,3 +189,11 @@ def test_bad_windows(arguments, kind, words):
 def test_windows_inside_other_data_are_refused():
     with pytest.raises(TypeError, match="leaf '0' of data is Windows"):
         Loader((Windows(torch.arange(9), 3), torch.arange(6)), 2)
+
+
+def test_a_vocabulary_in_an_order_of_its_own():
+    data = TextDataset("own", torch.tensor([0]), torch.tensor([1]), "cab")
+    assert data.encode("abc").tolist() == [1, 2, 0]
+    assert data.decode(data.encode("cabbac")) == "cabbac"
+    with pytest.raises(ValueError, match="'d' at position 1"):
+        data.encode("ad")

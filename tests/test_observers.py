@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import signal
 import sys
 import types
 
@@ -131,6 +132,20 @@ def test_in_a_terminal_there_is_a_bar(monkeypatch, no_compile, compile):
     assert re.search(r"epoch 1 .* loss \d\.\d{4}  lr 0\.05 ", shown)
 
 
+def test_a_row_that_a_resumed_run_owes_comes_before_the_bar(monkeypatch, no_compile, tmp_path):
+    class Interrupt(train.Callback):
+        def log(self, run, metrics):
+            if run.step == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    options = {"compile": True, "epochs": 2, "resume": True}
+    fit(Interrupt(), checkpoints=train.Checkpointer(tmp_path), **options)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr("rich.console.Console", lambda **options: Console(force_terminal=True, width=160, **options))
+    _, history = fit(train.Progress(), checkpoints=train.Checkpointer(tmp_path), **options)
+    assert history["step"] == [4, 8]
+
+
 # History
 
 
@@ -208,6 +223,22 @@ def test_nothing_to_draw(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "fnn\[examples\]"'):
         train.History(ROWS).plot(tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_without_epoch_or_step_are_named(tmp_path):
+    for rows in ([{"loss": 1.0}], [*ROWS, {"loss": 1.0, "epoch": 7}]):
+        with pytest.raises(ValueError, match="History.plot: a row has no 'epoch' or no 'step'"):
+            train.History(rows).plot(tmp_path / "curves.png")
+
+
+def test_names_of_any_characters(tmp_path):
+    rows = [{"epoch": 1, "step": 4, "$loss$_[a/b]^\N{GREEK SMALL LETTER ALPHA}$": 1.0, "eval_$\\x$": 1.0}]
+    history = train.History(rows)
+    history.stopped = "no better $_$"
+    history.plot(tmp_path / "curves.png")
+    history.to_csv(tmp_path / "rows.csv")
+    header = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert header.split(",") == list(rows[0])
 
 
 # Profile
@@ -319,3 +350,14 @@ def test_without_wandb_what_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
         train.WandB("digits")
+
+
+def test_wandb_goes_on_under_an_id_of_one_s_own(wandb, tmp_path):
+    for epochs in (1, 2):
+        fit(train.WandB("digits", id="mine"), epochs=epochs, checkpoints=train.Checkpointer(tmp_path), resume=True)
+    assert [run.id for run in wandb.runs] == ["mine", "mine"]
+
+
+def test_a_config_of_wandb_that_is_no_dict(wandb):
+    with pytest.raises(TypeError, match=r"WandB: config is list, expected a dict \(dataclasses\.asdict\)"):
+        train.WandB("digits", config=[1])

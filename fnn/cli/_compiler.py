@@ -71,7 +71,7 @@ def compiled_function() -> Finding:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             eager = no_compiler(error)
-        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:300]
+        reason = f"{type(error).__name__}: {' '.join(str(error).strip().splitlines()[:2])}"[:300]
         if eager:
             text = f"no compiler, so that fnn runs eagerly on {device} ({reason})"
             return Finding("torch.compile", "warn", text, "see the compiler above")

@@ -110,9 +110,13 @@ def shared_memory() -> Finding:
 def temporary_folder() -> Finding:
     """Where compilers, and Inductor's cache by default, write."""
     try:
-        path = os.environ.get("TMPDIR") or tempfile.gettempdir()  # Python passes over a bad one, compilers do not
+        path = tempfile.gettempdir()
     except OSError as error:
         return Finding("temporary files", "fail", str(error), "set TMPDIR to a folder that you may write to")
+    given = os.environ.get("TMPDIR")
+    if given and os.path.abspath(given) != os.path.abspath(path):  # Python and g++ pass over it, other programs fail
+        text = f"TMPDIR={given} is no folder that can be written to; they are in {path}"
+        return Finding("temporary files", "warn", text, f"mkdir -p {given}, or unset TMPDIR")
     return folder("temporary files", Path(path), "TMPDIR")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import math
 import os
 import sys
 from typing import Any
@@ -18,7 +19,12 @@ from fnn import interop, models, nn
 
 def run(given: argparse.Namespace) -> int:
     net = layer(build(given.model, dict(map(_keyword, given.set))))
-    fnn.summary(net, *map(example, given.input), flops=given.flops).print()
+    inputs = list(map(example, given.input))
+    try:
+        table = fnn.summary(net, *inputs, flops=given.flops)
+    except RuntimeError as error:  # torch's word for inputs that do not fit
+        raise ValueError(str(error)) from error
+    table.print()
     return 0
 
 
@@ -53,7 +59,7 @@ def example(text: str) -> Tensor:
         shape = [int(size) for size in sizes.split(",")]
     except ValueError:
         shape = []
-    if not shape or min(shape) < 0 or not isinstance(dtype, torch.dtype):
+    if not shape or min(shape) < 0 or math.prod(shape) >= 2**59 or not isinstance(dtype, torch.dtype):
         raise ValueError(f"--input {text}: expected sizes and a dtype of torch, such as 1,1,32,32 or 1,64:int64")
     return torch.empty(shape, dtype=dtype, device="meta")
 

@@ -67,7 +67,7 @@ def trainers(folder: Path) -> dict[str, tuple[Path, str]]:
     """The file and the purpose of each trainer: a script with a `Config`, called `image` where it is train_image.py."""
     found = {}
     for path in folder.glob("*.py"):
-        script = ast.parse(path.read_text())
+        script = ast.parse(path.read_bytes())
         if any(isinstance(node, ast.ClassDef) and node.name == "Config" for node in script.body):
             purpose = (ast.get_docstring(script) or "").partition("\n")[0]
             found[path.stem.removeprefix("train_")] = path, purpose

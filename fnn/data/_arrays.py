@@ -53,7 +53,7 @@ def check_labels(stratify: Tensor | np.ndarray, size: int, caller: str) -> Tenso
             f"{caller}: stratify has dtype {stratify.dtype}, expected integer labels; "
             f"np.unique(labels, return_inverse=True)[1] numbers them"
         )
-    labels = torch.as_tensor(stratify).cpu()
+    labels = to_tensor(stratify, "", caller) if isinstance(stratify, np.ndarray) else torch.as_tensor(stratify).cpu()
     if labels.shape != (size,) or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"{caller}: stratify has shape {tuple(labels.shape)} and dtype {labels.dtype}, "
@@ -66,9 +66,16 @@ def take(data: Any, index: Tensor) -> Any:
     """The examples of `data` at `index`, a CPU tensor; each leaf stays what and where it is."""
 
     def one(leaf: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        return leaf.index_select(0, index.to(leaf.device)) if isinstance(leaf, Tensor) else leaf[index.numpy()]
+        return rows(leaf, index.to(leaf.device)) if isinstance(leaf, Tensor) else leaf[index.numpy()]
 
     return tree.map(one, data)
+
+
+def rows(leaf: Tensor, index: Tensor) -> Tensor:
+    """The entries of `leaf` at `index` along its first axis."""
+    if leaf.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which index_select lacks
+        return leaf[index]
+    return leaf.index_select(0, index)
 
 
 def first_device(data: Any) -> torch.device:

@@ -48,7 +48,7 @@ def split(
 
 def _borders(size: int, fractions: Sequence[float]) -> list[int]:
     shares = [float(fraction) for fraction in fractions]
-    if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    if not shares or min(shares) <= 0 or not abs(sum(shares) - 1) <= 1e-6:  # NaN is not within
         raise ValueError(
             f"split: fractions are {tuple(fractions)}, expected positive numbers that sum to 1, such as (0.8, 0.2)"
         )

@@ -43,7 +43,8 @@ class TextDataset:
         if not text:
             return torch.empty(0, dtype=torch.int64)
         known, wanted = _codes(self.vocabulary), _codes(text)
-        tokens = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        order = known.argsort()
+        tokens = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
         if len(wrong := np.flatnonzero(known[tokens] != wanted)):
             raise ValueError(
                 f"encode: {text[wrong[0]]!r} at position {wrong[0]} is none of the {len(known)} characters of the "

@@ -56,7 +56,7 @@ class History:
         """
 
         def write(temporary: Path) -> None:
-            with temporary.open("w", newline="") as file:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows)
@@ -70,8 +70,8 @@ class History:
         logarithmic axis. The best evaluation is marked where the metric's name says what is better ("loss", "error",
         ... the lowest; "accuracy", "f1", ... the highest).
 
-        Raises `ImportError` where matplotlib is absent, `ValueError` without rows, `OSError` where the file cannot be
-        written; a file that was there stays whole then.
+        Raises `ImportError` where matplotlib is absent, `ValueError` without rows and for rows without epoch or step,
+        `OSError` where the file cannot be written; a file that was there stays whole then.
         """
         figure = self._figure()
         kind = Path(path).suffix[1:] or "png"
@@ -85,6 +85,8 @@ class History:
         names = dict.fromkeys(name.removeprefix("eval_") for name in self.columns if name not in _NO_CURVE)
         if not names:
             raise ValueError(f"History.plot: nothing to draw in {len(self.rows)} rows with columns {self.columns}")
+        if any("epoch" not in row or "step" not in row for row in self.rows):
+            raise ValueError("History.plot: a row has no 'epoch' or no 'step' to draw over; expected both in each row")
         epochs = self["epoch"]
         along = "epoch" if all(epoch == int(epoch) for epoch in epochs) and len(set(epochs)) == len(epochs) else "step"
         across = min(4, len(names))
@@ -92,7 +94,8 @@ class History:
         figure = Figure(figsize=(max(6.0, 4.5 * across), 3.6 * down + 0.4), layout="constrained")
         reached = f"epoch {self['epoch'][-1]:g}, step {self['step'][-1]:,.0f}"
         stopped = f"stopped: {self.stopped}" if self.stopped else ""
-        figure.suptitle("  ·  ".join(part for part in (reached, stopped) if part), fontsize=10, color="0.35")
+        title = "  ·  ".join(part for part in (reached, stopped) if part)
+        figure.suptitle(title, fontsize=10, color="0.35", parse_math=False)
         for index, name in enumerate(names):
             self._panel(figure.add_subplot(down, across, index + 1), name, along)
         return figure
@@ -115,7 +118,8 @@ class History:
                 label = f"best {y:.4g} at {along} {x:,.0f}"
                 axes.plot(x, y, "*", color=color, markeredgecolor="black", markersize=11, zorder=3, ls="", label=label)
         decades = "loss" in name and drawn and min(drawn) > 0 and max(drawn) >= 100 * min(drawn)
-        axes.set(title=f"{name} (log scale)" if decades else name, xlabel=along)
+        axes.set_title(f"{name} (log scale)" if decades else name, parse_math=False)
+        axes.set_xlabel(along)
         if decades:
             axes.set_yscale("log")
         if len(self.rows) == 1:

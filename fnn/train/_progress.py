@@ -62,7 +62,7 @@ class Progress(Callback):
             f"epoch {row['epoch']:>3g}  {'  '.join(_parts(metrics))}  step {row['step']:.0f}  {row['seconds']:.1f} s  "
             f"{row['examples_per_second']:,.0f} examples/s{skipped}"
         )
-        if self.bar is not None:
+        if self.bar is not None and not self.waiting:  # a resumed run can owe a row before its first step
             self.bar.update(self.task, completed=run.step)
 
     def end(self, run: Run) -> None:

@@ -29,10 +29,11 @@ class TensorBoard(Callback):
 
     The metrics of single steps appear as "step/loss", ..., learning rates among them, the columns of the history as
     "epoch/loss", "epoch/eval_loss", ..., both over steps. A run replaces what an earlier one wrote in `folder` after
-    the step that it starts from: all of that, or where it goes on from a saved state, what came after it.
+    the step that it starts from: all of that, or where it goes on from a saved state, what came after it. The row that
+    an interruption broke off stays, beside the whole row that the resumed run writes.
 
-    Raises `ImportError` naming the extra to install where tensorboard is absent, `ValueError` for bad arguments and
-    for images of another shape.
+    Raises `ImportError` naming the extra to install where tensorboard is absent, `TypeError` or `ValueError` for bad
+    arguments and for images of another shape.
 
     Example:
         >>> from fnn import train
@@ -57,8 +58,11 @@ class TensorBoard(Callback):
             raise ImportError(
                 'TensorBoard needs tensorboard, which is not installed; pip install "fnn[log]"'
             ) from error
-        if histograms is not None and (not isinstance(histograms, int) or histograms < 1):
+        whole = isinstance(histograms, int) and not isinstance(histograms, bool)
+        if histograms is not None and (not whole or histograms < 1):
             raise ValueError(f"TensorBoard: histograms is {histograms!r}, expected a number of rows of at least 1")
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(f"TensorBoard: config is {type(config).__name__}, expected a dict (dataclasses.asdict)")
         self.folder, self.graph, self.histograms, self.images = folder, graph, int(histograms or 0), images
         self.config = None if config is None else _flat(config)
 

@@ -20,7 +20,8 @@ class WandB(Callback):
     "epoch/loss", "epoch/eval_loss", ..., both over the number of steps. A run that goes on from a checkpoint goes on
     under the same id; the steps that it repeats are then there twice.
 
-    wandb is imported when this is made, not with fnn. Raises `ImportError` where it is absent.
+    wandb is imported when this is made, not with fnn. Raises `ImportError` where it is absent, and
+    `TypeError` for a config that is no mapping.
 
     Example:
         >>> from fnn import train
@@ -32,6 +33,8 @@ class WandB(Callback):
             import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise ImportError("WandB needs wandb, which is not installed; pip install wandb") from error
+        if config is not None and not isinstance(config, Mapping):
+            raise TypeError(f"WandB: config is {type(config).__name__}, expected a dict (dataclasses.asdict)")
         self._wandb = wandb
         self._options = {"resume": "allow", **options, "project": project, "config": dict(config or {})}
 
@@ -62,8 +65,8 @@ class WandB(Callback):
     def _run(self) -> Any:
         """wandb's run, begun when there is something to send: `restore`, which knows its id, comes after `start`."""
         if self._open is None:
-            given = {"id": self._id} if self._id is not None else {}
-            self._open = self._wandb.init(**self._options, **given)
+            known = {"id": self._id} if self._id is not None else {}
+            self._open = self._wandb.init(**self._options | known)
             self._open.define_metric("steps")
             self._open.define_metric("*", step_metric="steps")
         return self._open

@@ -78,9 +78,13 @@ def affine(
 
 
 def _factors(scale: Sequence[float], name: str) -> tuple[float, float]:
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
-        raise ValueError(f"augment.{name}: the factors are {tuple(scale)}, expected 0 < low <= high, such as 0.8, 1.25")
-    return float(scale[0]), float(scale[1])
+    try:
+        low, high = map(float, scale)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"augment.{name}: the factors are {scale!r}, expected 0 < low <= high, such as (0.8, 1.25)")
+    return low, high
 
 
 def _affine(name: str, degrees: float, translate: float, scale: tuple[float, float], padding_mode: str) -> Augmentation:

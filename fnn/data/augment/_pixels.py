@@ -26,7 +26,12 @@ def normalize(mean: Sequence[float], std: Sequence[float]) -> Augmentation:
 
     Source: `torchvision.transforms.v2.Normalize`.
     """
-    center, spread = [float(value) for value in mean], [float(value) for value in std]
+    try:
+        center, spread = [float(value) for value in mean], [float(value) for value in std]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"augment.normalize: mean is {mean!r} and std {std!r}, expected a list with one number for each channel"
+        ) from error
     finite = all(math.isfinite(value) for value in center + spread)
     if not center or len(center) != len(spread) or not finite or min(spread) <= 0:
         raise ValueError(
