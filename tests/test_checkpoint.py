@@ -1,10 +1,12 @@
 """Runs that are saved and go on: bit for bit, from whatever is left of the files."""
 
 import json
+import math
 import os
 import signal
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -144,6 +146,17 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert int(checkpoints.restore(start(), best=True).step) == 6
 
 
+@pytest.mark.parametrize("stop", [3, 6, 7, 9])
+def test_the_best_is_that_of_an_undisturbed_run(tmp_path, stop):
+    scores = {3: 4.0, 6: 1.0, 9: 3.0, 12: 2.0}
+    options = {"eval": lambda ts: {"score": scores[int(ts.step)]}}
+    run(train.Checkpointer(tmp_path, monitor="eval_score"), callbacks=[Stop(stop)], **options)
+    checkpoints = train.Checkpointer(tmp_path, monitor="eval_score")
+    run(checkpoints, resume=True, **options)
+    assert checkpoints.best == (6, 1.0)
+    assert int(checkpoints.restore(start(), best=True).step) == 6
+
+
 def test_every_saves_between_the_rows(tmp_path):
     run(train.Checkpointer(tmp_path, every=2, keep=20))
     steps = [int(path.name[5:13]) for path in sorted(tmp_path.glob("step_*"))]
@@ -154,11 +167,12 @@ def test_a_file_can_be_read_by_others(tmp_path):
     run(train.Checkpointer(tmp_path, config={"lr": 0.05}))
     with safe_open(tmp_path / "step_00000012.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["fnn.checkpoint"])
+        rows = json.loads(file.get_tensor("history").numpy().tobytes())
         names = list(file.keys())
     assert facts["step"] == 12
     assert facts["config"] == {"lr": 0.05}
     assert facts["finished"] is True
-    assert [row["epoch"] for row in facts["rows"]] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert "train_state.params.0.weight" in names
 
 
@@ -214,37 +228,113 @@ def test_what_does_not_belong_to_the_run_is_refused(tmp_path):
         run(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (data.Loader((X + 1, Y), 16, key=random.key(2)), "digest was"),
+        (data.Loader((X, Y), 16, key=random.key(3)), r"key was \[0, 2\], is \[0, 3\]"),
+        (data.Loader((X, Y), 10, key=random.key(2)), "batches was 3, is 5"),
+        ([(X, Y)] * 3, "kind was 'memory', is None"),
+    ],
+)
+def test_other_data_is_refused(tmp_path, other, message):
+    run(tmp_path, callbacks=[Stop(4)])
+    with pytest.raises(ValueError, match=rf"the data of .*step_00000004.* differs: .*{message}"):
+        run(tmp_path, resume=True, loader=other)
+
+
+def test_a_list_of_another_length_is_refused(tmp_path):
+    run(tmp_path, callbacks=[Stop(4)], loader=[(X, Y)] * 3)
+    with pytest.raises(ValueError, match=r"the data of .* differs: batches was 3, is 4"):
+        run(tmp_path, resume=True, loader=[(X, Y)] * 4)
+
+
+def test_a_config_is_compared_as_plain_values(tmp_path):
+    config = {"lr": np.float64(0.1), "widths": (8, 2), "root": tmp_path, "dtype": torch.float32, "decay": math.nan}
+    run(train.Checkpointer(tmp_path, config=config), callbacks=[Stop(4)])
+    plain = {"lr": 0.1, "widths": [8, 2], "root": str(tmp_path), "dtype": "torch.float32", "decay": math.nan}
+    run(train.Checkpointer(tmp_path, config=plain), callbacks=[Stop(5)], resume=True)
+    with pytest.raises(ValueError, match=r"config of .* differs: lr was 0.1, is 0.2"):
+        train.Checkpointer(tmp_path, config=plain | {"lr": 0.2}).restore(start())
+    with pytest.raises(TypeError, match="config holds .*tanh"):
+        train.Checkpointer(tmp_path, config={"activation": nn.tanh})
+    with pytest.raises(TypeError, match="config is tuple, expected a dict"):
+        train.Checkpointer(tmp_path, config=(1, 2))  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_further_than_it_was_to_go_says_so_and_changes_nothing(tmp_path):
+    run(tmp_path, callbacks=[Stop(7)])
+    before = {path: path.read_bytes() for path in tmp_path.glob("step_*")}
+    with pytest.warns(RuntimeWarning, match="at step 7 and the run was to end at step 6"):
+        train_state, _ = run(tmp_path, resume=True, epochs=2)
+    assert int(train_state.step) == 7
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("step_*")}
+
+
+def test_a_bad_step_near_the_end_counts_as_in_an_undisturbed_run(tmp_path):
+    def last_is_bad(train_state, batch):
+        def bad(params, state, batch, key):
+            loss, aux = loss_fn(params, state, batch, key)
+            return torch.where(train_state.step == 11, torch.inf, loss), aux
+
+        return train.pure_step(bad, OPTIMIZER)(train_state, batch)
+
+    def twelve(**options):
+        step, loader = train.make_step(update=last_is_bad, compile=False), data.Loader((X, Y), 16)
+        return train.fit(step, start(), loader, steps=12, **options)
+
+    twelve(checkpoints=train.Checkpointer(tmp_path), callbacks=[Stop(11)])
+    assert same(twelve(), twelve(checkpoints=train.Checkpointer(tmp_path), resume=True))
+
+
+class Counts(train.Callback):
+    """Keeps a number."""
+
+    def __init__(self, kept=0):
+        self.kept = kept
+
+    def state(self):
+        return {"kept": self.kept}
+
+    def restore(self, saved):
+        self.kept = saved["kept"]
+
+
+def test_callbacks_may_come_and_go_unless_it_is_unclear_which_is_which(tmp_path):
+    run(tmp_path, callbacks=[Counts(1), Counts(2), Stop(4)])
+    with pytest.raises(ValueError, match="saved with 2 callbacks Counts, this run has 1"):
+        run(tmp_path, callbacks=[Counts()], resume=True)
+    again = [Counts(), Counts()]
+    run(tmp_path, callbacks=[train.EarlyStopping(patience=9), *again, Stop(5)], resume=True)
+    assert [callback.kept for callback in again] == [1, 2]
+    assert run(tmp_path, resume=True)[1]["epoch"] == [1, 2, 3, 4]
+
+
+def test_what_a_callback_cannot_keep_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"callbacks.Counts.kept is \{1, 2\}; the state\(\) of a callback can hold"):
+        run(tmp_path, callbacks=[Counts({1, 2})])
+
+
+def test_rows_may_hold_numbers_of_any_kind(tmp_path):
+    class Adds(train.Callback):
+        def epoch(self, run, row):
+            row |= {"norm": torch.tensor(1.5), "count": np.float32(2)}
+
+    run(tmp_path, callbacks=[Adds(), Stop(4)])
+    _, history = run(tmp_path, callbacks=[Adds()], resume=True)
+    assert history.rows[0]["norm"] == 1.5
+    assert history.rows[0]["count"] == 2.0
+
+
 def test_an_unfinished_run_is_not_overwritten_by_accident(tmp_path):
     run(tmp_path, callbacks=[Stop(4)])
-    with pytest.raises(FileExistsError, match=r"holds an unfinished run, saved after step 4; go on with it \(resume\)"):
+    with pytest.raises(FileExistsError, match=r"holds an unfinished run, saved after step 4; go on with it \(resume,"):
         run(tmp_path)
     assert [path.name for path in tmp_path.glob("step_*")] != []
     run(train.Checkpointer(tmp_path, overwrite=True), epochs=1)
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000003.safetensors"]
     run(tmp_path, epochs=2)  # a finished one is replaced
     assert [path.name for path in sorted(tmp_path.glob("step_*"))] == [f"step_{n:08d}.safetensors" for n in (3, 6)]
-
-
-def test_a_folder_serves_one_run_at_a_time(tmp_path):
-    class Second(train.Callback):
-        def start(self, _):
-            with pytest.raises(FileExistsError, match="in use by another run"):
-                run(tmp_path)
-
-    run(tmp_path, callbacks=[Second()], epochs=1)
-    run(tmp_path, epochs=1)
-
-
-def test_leftovers_of_a_killed_process_go(tmp_path):
-    (tmp_path / ".step_00000003.safetensors.abc.tmp").write_bytes(b"half")
-    run(tmp_path, epochs=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "step_00000003.safetensors"]
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        run(tmp_path / "file" / "checkpoints")
 
 
 def test_a_loop_of_ones_own(tmp_path):

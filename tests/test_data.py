@@ -363,3 +363,9 @@ def test_split_of_unsigned_integers(dtype):
     first, second = split((whole,), (0.5, 0.5))
     assert torch.equal(torch.cat([*first, *second]), whole)
     assert first[0].dtype is dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_loader_of_unsigned_integers(dtype):
+    batches = [batch.tolist() for batch in Loader(torch.arange(4).to(dtype), 2)]
+    assert batches == [[0, 1], [2, 3]]

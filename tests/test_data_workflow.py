@@ -147,6 +147,7 @@ def test_the_identity_changes_with_what_decides_the_order_and_with_nothing_else(
     texts = [json.dumps(loader.identity) for loader in loaders]
     assert len(set(texts)) == len(texts)
     assert all(json.loads(text) == loader.identity for text, loader in zip(texts, loaders, strict=True))
-    assert Loader(x, 4, key=random.key(1), device="meta").identity == loaders[0].identity
+    elsewhere = Loader(x, 4, key=random.key(1), device="meta").identity  # where no digest can be taken
+    assert elsewhere == {k: v for k, v in loaders[0].identity.items() if k != "digest"}
     dataset = Loader(Images(PIXELS[:12], LABELS[:12]), 4, key=random.key(1), workers=3, device="meta")
     assert dataset.identity == loaders[6].identity

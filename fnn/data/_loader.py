@@ -102,14 +102,16 @@ class Loader:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the order of the examples depends on, as plain values for a JSON file.
+        """What the batches depend on, as plain values for a JSON file.
 
         Equal identities over the same data give equal batches; device and workers make no difference. A checkpoint
-        holds it, so that a run does not go on over other batches unnoticed.
+        holds it, so that a run does not go on over other batches unnoticed. Of data in memory it has a digest of 64
+        examples, taken when it is first asked for; the examples of a `Dataset` are not looked at.
 
         Example:
             >>> Loader(torch.arange(6), 2, key=random.key(7)).identity
-            {'kind': 'memory', 'size': 6, 'batch_size': 2, 'remainder': 'drop', 'key': [0, 7]}
+            {'kind': 'memory', 'digest': '7fe3fd464b9fc494', 'size': 6, 'batch_size': 2, 'remainder': 'drop',
+             'key': [0, 7]}
         """
         return {
             **self._source.identity,

@@ -28,7 +28,7 @@ class Run:
     epoch_began: int = 0
     """Where the loader has no length: the step count at which it was last begun."""
     batch: Any = None
-    """The batch of the last step."""
+    """The batch of the last step, or of the one under way."""
     examples_per_second: float = 0.0
     skipped: int = 0
     """Steps so far whose loss or update was not finite, and which therefore changed nothing but the step count."""

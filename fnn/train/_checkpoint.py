@@ -2,12 +2,16 @@
 
 Checkpoints are files ``step_00001234.safetensors`` in one folder (see `_checkpoint_file`), each whole in itself: the
 `TrainState`, what the callbacks keep, the rows of the history and what the current row has added up, the config, and
-what the order of the data depends on. A new file is complete on disk before an old one goes.
+what the batches depend on. A new file is complete on disk before an old one goes.
+
+Each file has the number of its run. A run that takes the place of another one has the next number, so that a process
+which is killed while both have files here leaves no doubt about which of them goes on.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import os
 import re
 import warnings
@@ -15,13 +19,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fnn.train import _checkpoint_file as checkpoint_file
 from fnn.train._callback import Callback, Run
-from fnn.train._checkpoint_content import STATE, Saved, by_name, named, put_together, state_like, take_apart
+from fnn.train._checkpoint_content import (
+    STATE,
+    Saved,
+    apply_callbacks,
+    apply_rows,
+    named,
+    state_like,
+    take_callbacks,
+    take_rows,
+)
 from fnn.train._checkpoint_file import DamagedError
+from fnn.train._checkpoint_lock import give_back, take_lock
+from fnn.train._checkpoint_origin import check_same, environment, plain, warn_of_other_environment
 from fnn.train._meter import Meter
 from fnn.train._state import TrainState
 
@@ -37,18 +51,18 @@ class Checkpointer:
     keep: how many checkpoints stay: the newest ones, the best among them. While one is written there is one more
     monitor: a column of the history; the checkpoint where it was best stays
     mode: "min" where lower is better, "max" where higher is
-    config: options of the run, as plain values; a run that goes on with other options raises
+    config: options of the run, as plain values by name; a run that goes on with other options raises
     overwrite: whether a run that starts anew may replace the checkpoints of an unfinished one. Those of a finished run
         are replaced in any case, when the first new one is on disk
 
     In a loop of your own, call ``train_state = checkpoints.restore(train_state)`` before it and
-    ``checkpoints.save(train_state)`` in it.
+    ``checkpoints.save(train_state)`` in it. What it saves takes the place of later steps that were there.
 
     Each file has a checksum. Where the newest is damaged, an older good one is taken, with a warning.
 
-    Raises `ValueError` for bad arguments, for a checkpoint of another network or optimizer, naming the first leaf that
-    differs, and for another config or other data; `OSError` where the folder cannot be written: what was saved before
-    stays; `FileExistsError` where it holds an unfinished run, or is in use by one.
+    Raises `TypeError` or `ValueError` for bad arguments, for a checkpoint of another network or optimizer, naming the
+    first leaf that differs, and for another config or other data; `OSError` where the folder cannot be written: what
+    was saved before stays; `FileExistsError` where it holds an unfinished run, or is in use by one.
 
     Example:
         >>> import tempfile
@@ -80,18 +94,19 @@ class Checkpointer:
             raise ValueError("Checkpointer: keep is 1, expected at least 2 with monitor: the newest and the best")
         if mode not in ("min", "max"):
             raise ValueError(f"Checkpointer: mode is {mode!r}, expected 'min' or 'max'")
-        self.folder, self.every, self.keep = Path(folder), every, keep
+        self.folder, self.every, self.keep = Path(folder).absolute(), every, keep
         self.monitor, self.mode, self.overwrite = monitor, mode, overwrite
-        self.config = None if config is None else json.loads(json.dumps(config, default=str))
+        self.config = plain("config", config)
+        self._lock: int | None = None
         self._forget()
 
     def _forget(self) -> None:
         self.best: tuple[int, float] | None = None
         """Step and value of the best checkpoint, with `monitor`."""
-        self._mine: set[int] = set()  # steps whose files are of this run
-        self._last: tuple[int, bool] | None = None
-        self._loader: dict[str, Any] | None = None
-        self._lock: int | None = None
+        self._run: int | None = None  # the number of the run that is saved here, once it has begun
+        self._mine: set[int] = set()  # the steps of which that run has files
+        self._last: tuple[int, int, bool] | None = None
+        self._batches: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"Checkpointer({str(self.folder)!r}, checkpoints at steps {sorted(self._files())})"
@@ -100,7 +115,9 @@ class Checkpointer:
 
     def save(self, train_state: TrainState) -> Path:
         """Write a checkpoint of this state alone; returns its file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
+        if self._run is None:
+            self._begin()
         return self._write(int(train_state.step), named(STATE, train_state), {})
 
     def restore(self, train_state: TrainState, *, best: bool = False) -> TrainState:
@@ -120,30 +137,38 @@ class Checkpointer:
                 saved = Saved(path, *checkpoint_file.read(path))
             except (DamagedError, FileNotFoundError) as error:
                 raise ValueError(f"Checkpointer: the best checkpoint, {path}, cannot be used: {error}") from error
-        return train_state if saved is None else state_like(train_state, saved, STATE)
+        if saved is None:
+            return train_state
+        check_same("config", self.config, saved.facts["config"], saved.path, "go on with the same options")
+        restored = state_like(train_state, saved, STATE)
+        if self._run is None:
+            self._go_on(saved)
+        return restored
 
     # Inside fit
 
     def open(self, run: Run, meter: Meter, loader: Any, *, resume: bool) -> Saved | None:
         """Take the folder for a run; with `resume`, set the run back to its newest good checkpoint and return that."""
-        self._forget()
-        self._loader = getattr(loader, "identity", None)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            for leftover in self.folder.glob(".step_*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
+            self._make_folder()
+            lock = take_lock(self.folder)
         except FileExistsError:
             raise
         except OSError as error:
             message = f"Checkpointer: cannot use the folder {self.folder}: {error}; give one that can be written"
             raise OSError(error.errno, message) from error
+        self._forget()
+        self._lock = lock
         try:
+            for leftover in self.folder.glob(".step_*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
+            identity = {"batches": run.steps_per_epoch, **getattr(loader, "identity", {})}
+            self._batches = plain("the loader's identity", identity)
             saved = self._newest_good() if resume else None
-            if saved is not None:
+            if saved is None:
+                self._begin()
+            else:
                 self._resume(run, meter, saved)
-            elif not resume:
-                self._check_finished()
             return saved
         except BaseException:
             self.close()
@@ -162,15 +187,10 @@ class Checkpointer:
         finished: bool = False,
     ) -> None:
         """Save the run between two steps; `row` is the one that was just written, `finished` whether it is the last."""
-        if self._last == (run.step, finished):
+        state = (run.step, len(run.history.rows), finished)
+        if self._last == state:
             return
         tensors = named(STATE, run.train_state)
-        kept = {}
-        for name, callback in by_name(callbacks).items():
-            state = callback.state()
-            if state is not None:
-                kept[name] = take_apart(f"callbacks.{name}", state, tensors)
-        self._judge(run.step, row)
         facts = {
             "finished": finished,
             "stopped": run.ended,
@@ -178,25 +198,22 @@ class Checkpointer:
             "epochs_done": run.epochs_done,
             "epoch_began": run.epoch_began,
             "row": meter.saved(),
-            "rows": run.history.rows,
-            "callbacks": kept,
-            "loader": self._loader,
+            "callbacks": take_callbacks(callbacks, tensors),
+            "data": self._batches,
         }
+        take_rows(run.history, tensors)
+        self._judge(run, row)
         self._write(run.step, tensors, facts)
-        self._last = (run.step, finished)
+        self._last = state
 
     def restore_callbacks(self, callbacks: Sequence[Callback], saved: Saved, run: Run) -> None:
         """Hand what was saved of the callbacks to those of this run."""
-        for name, callback in by_name(callbacks).items():
-            kept = saved.facts["callbacks"].get(name)
-            if kept is not None:
-                callback.restore(put_together(f"callbacks.{name}", kept, saved, run.train_state))
+        apply_callbacks(callbacks, saved, run.train_state)
 
     def close(self) -> None:
         """Give the folder free."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        give_back(self._lock)
+        self._lock = None
 
     # Files
 
@@ -204,37 +221,68 @@ class Checkpointer:
         return self.folder / f"step_{step:08d}.safetensors"
 
     def _files(self) -> dict[int, Path]:
-        """The checkpoints in the folder by step, newest first."""
+        """The checkpoints in the folder by step."""
         if not self.folder.is_dir():
             return {}
-        found = {int(match[1]): path for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))}
-        return dict(sorted(found.items(), reverse=True))
+        names = ((NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_file())
+        return {int(match[1]): path for match, path in names if match}
+
+    def _by_age(self) -> list[tuple[int, Path, dict[str, Any]]]:
+        """Step, file and facts of the checkpoints, newest first; one whose facts cannot be read may be the newest."""
+        found = [(step, path, checkpoint_file.facts_or_none(path) or {}) for step, path in self._files().items()]
+        return sorted(found, key=lambda file: (file[2].get("run", math.inf), file[0]), reverse=True)
+
+    def _make_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"Checkpointer: {self.folder} is a file; give the name of a folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _begin(self) -> None:
+        """Start a new run; raise where it would take the place of one that could go on."""
+        files = self._by_age()
+        if files and not files[0][2].get("finished", False) and not self.overwrite:
+            raise FileExistsError(
+                f"Checkpointer: {self.folder} holds an unfinished run, saved after step {files[0][0]}; go on with it "
+                "(resume, or restore), choose another folder, or let it be replaced (overwrite)"
+            )
+        self._run = 1 + max((facts.get("run", 0) for *_, facts in files), default=0)
+
+    def _go_on(self, saved: Saved) -> None:
+        """Let what is saved from now on be of the run that wrote a checkpoint."""
+        facts = saved.facts
+        self._run = facts["run"]
+        same_run = (step for step, _, other in self._by_age() if other.get("run") == self._run)
+        self._mine = {step for step in same_run if step <= facts["step"]}
+        best = facts["best"] if facts["monitor"] == [self.monitor, self.mode] else None
+        self.best = None if best is None else tuple(best)
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
         facts = {
             "format": FORMAT,
+            "run": self._run,
             "step": step,
             "config": self.config,
             "best": self.best,
+            "monitor": [self.monitor, self.mode],
+            "environment": environment(tensors),
             **facts,
-            **_environment(tensors),
         }
         path = self._path(step)
         checkpoint_file.write(path, tensors, facts)
-        self._mine.add(step)
-        newest = sorted(self._mine, reverse=True)
+        self._mine = {n for n in self._mine if n < step} | {step}
         best = None if self.best is None else self.best[0]
-        others = [n for n in newest if n != best]
+        others = sorted(self._mine - {best}, reverse=True)
         staying = {best, *others[: self.keep - (best in self._mine)]}
         for old, file in self._files().items():
             if old not in staying:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what was saved is good; the next time tries again
+                    file.unlink(missing_ok=True)
         self._mine &= staying
         return path
 
     def _newest_good(self) -> Saved | None:
         damaged: list[str] = []
-        for path in self._files().values():
+        for _, path, _ in self._by_age():
             try:
                 saved = Saved(path, *checkpoint_file.read(path))
             except DamagedError as error:
@@ -261,89 +309,35 @@ class Checkpointer:
 
     def _resume(self, run: Run, meter: Meter, saved: Saved) -> None:
         facts = saved.facts
-        _check_same("config", self.config, facts["config"], saved.path, "go on with the options it was started with")
-        if "rows" not in facts:
+        check_same("config", self.config, facts["config"], saved.path, "go on with the options it was started with")
+        if "row" not in facts:
             raise ValueError(
                 f"Checkpointer: {saved.path} was written by save(train_state), and has no run to go on with; "
                 "use restore(train_state), then fit without resume"
             )
-        _check_same("the order of the data", self._loader, facts["loader"], saved.path, "go on with the same data")
+        check_same("the data", self._batches, facts["data"], saved.path, "go on with the same data in the same order")
         run.train_state = state_like(run.train_state, saved, STATE)
         run.step = run.started_at = facts["step"]
         run.epochs_done, run.epoch_began, run.skipped = facts["epochs_done"], facts["epoch_began"], facts["skipped"]
         run.ended = facts["stopped"]
-        run.history.rows[:] = facts["rows"]
+        apply_rows(run.history, saved)
         meter.restore(facts["row"])
-        self.best = None if facts["best"] is None else tuple(facts["best"])
-        self._mine = {step for step in self._files() if step <= run.step}
-        self._last = (run.step, facts["finished"])
-        _warn_of_other_environment(saved, run.train_state)
+        self._go_on(saved)
+        self._last = (run.step, len(run.history.rows), facts["finished"])
+        now = environment(named(STATE, run.train_state))
+        warn_of_other_environment(facts["environment"], now, saved.path)
 
-    def _check_finished(self) -> None:
-        """Raise where a run that starts anew would take the place of one that could go on."""
-        for step, path in self._files().items():
-            try:
-                finished = checkpoint_file.read_facts(path).get("finished", False)
-            except DamagedError:
-                finished = False
-            if not finished and not self.overwrite:
-                raise FileExistsError(
-                    f"Checkpointer: {self.folder} holds an unfinished run, saved after step {step}; go on with it "
-                    "(resume), choose another folder, or let it be replaced (overwrite)"
-                )
-            return
-
-    def _take_lock(self) -> None:
-        """One run at a time: the system gives the lock free when the process ends, however it ends."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        self._lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise FileExistsError(
-                f"Checkpointer: {self.folder} is in use by another run; give a folder of its own"
-            ) from error
-        except OSError:  # a file system without locks
-            self.close()
-
-    def _judge(self, step: int, row: dict[str, float] | None) -> None:
+    def _judge(self, run: Run, row: dict[str, float] | None) -> None:
         """Note whether this row is the best so far."""
         if self.monitor is None or row is None:
             return
         if self.monitor not in row:
+            if run.stop_reason is not None:  # a row that was broken off is not evaluated
+                return
             raise ValueError(
                 f"Checkpointer: the history has no column {self.monitor!r} to monitor; its columns are {list(row)}"
             )
         value = row[self.monitor]
         better = self.best is None or (value < self.best[1] if self.mode == "min" else value > self.best[1])
         if value == value and better:
-            self.best = (step, value)
-
-
-def _check_same(what: str, now: Any, was: Any, path: Path, cure: str) -> None:
-    if now is None or was is None or now == was:
-        return
-    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    listed = ", ".join(f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in names)
-    raise ValueError(f"Checkpointer: {what} of {path} differs: {listed}; {cure}, or give another folder")
-
-
-def _environment(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    device = next((leaf.device.type for leaf in tensors.values()), "cpu")
-    return {"environment": {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads()}}
-
-
-def _warn_of_other_environment(saved: Saved, train_state: TrainState) -> None:
-    was, now = saved.facts["environment"], _environment(named(STATE, train_state))["environment"]
-    differences = [f"{name} was {was[name]}, is {now[name]}" for name in now if was[name] != now[name]]
-    if differences:
-        warnings.warn(
-            f"Checkpointer: {saved.path.name} was written elsewhere ({', '.join(differences)}), so the run goes on "
-            "with other rounding than it would have had",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+            self.best = (run.step, value)

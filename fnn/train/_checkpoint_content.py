@@ -1,7 +1,8 @@
-"""What a checkpoint holds: states as named tensors, and the memory of callbacks."""
+"""What a checkpoint holds: states as named tensors, the memory of callbacks, and the rows of the history."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from fnn import tree
 from fnn.train._callback import Callback
+from fnn.train._history import History
 from fnn.train._state import TrainState
 
-STATE = "train_state"
+STATE, ROWS = "train_state", "history"
 
 
 class Saved(NamedTuple):
@@ -38,7 +40,41 @@ def by_name(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     return named
 
 
-def take_apart(prefix: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def take_callbacks(callbacks: Sequence[Callback], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What callbacks keep, as JSON by name, their tensors put into `tensors`."""
+    kept: dict[str, Any] = {}
+    for name, callback in by_name(callbacks).items():
+        state = callback.state()
+        kept[name] = None if state is None else _take_apart(f"callbacks.{name}", state, tensors)
+    return kept
+
+
+def apply_callbacks(callbacks: Sequence[Callback], saved: Saved, like: TrainState) -> None:
+    """Hand back to each callback what was kept of it; its states are like `like`."""
+    kept, now = saved.facts["callbacks"], by_name(callbacks)
+    for kind in {name.partition(".")[0] for name, state in kept.items() if state is not None}:
+        counts = [sum(name.partition(".")[0] == kind for name in names) for names in (kept, now)]
+        if counts[1] not in (0, counts[0]):
+            raise ValueError(
+                f"Checkpointer: {saved.path} was saved with {counts[0]} callbacks {kind}, this run has {counts[1]}, so "
+                "which of them goes on with what is unknown; give those that the run was started with"
+            )
+    for name, callback in now.items():
+        if kept.get(name) is not None:
+            callback.restore(_put_together(f"callbacks.{name}", kept[name], saved, like))
+
+
+def take_rows(history: History, tensors: dict[str, Tensor]) -> None:
+    """The rows as JSON in a tensor of bytes: the header of a file may not be long."""
+    text = json.dumps(history.rows, separators=(",", ":"), default=float)
+    tensors[ROWS] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def apply_rows(history: History, saved: Saved) -> None:
+    history.rows[:] = json.loads(saved.tensors[ROWS].numpy().tobytes())
+
+
+def _take_apart(prefix: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The state of a callback as JSON, its tensors put into `tensors`."""
     plain: dict[str, Any] = {}
     for name, value in state.items():
@@ -50,11 +86,18 @@ def take_apart(prefix: str, state: dict[str, Any], tensors: dict[str, Tensor]) -
             tensors[place] = value
             plain[name] = {"kind": "Tensor"}
         else:
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise TypeError(
+                    f"Checkpointer: {place} is {value!r}; the state() of a callback can hold tensors, TrainStates and "
+                    "what JSON can hold"
+                ) from error
             plain[name] = {"kind": "plain", "value": value}
     return plain
 
 
-def put_together(prefix: str, kept: dict[str, Any], saved: Saved, like: TrainState) -> dict[str, Any]:
+def _put_together(prefix: str, kept: dict[str, Any], saved: Saved, like: TrainState) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name, entry in kept.items():
         place = f"{prefix}.{name}"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,7 +35,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     header = {FACTS: json.dumps(facts, separators=(",", ":")), "sha256": NO_DIGEST}
 
     def save(temporary: Path) -> None:
-        save_file({name: leaf.detach().contiguous() for name, leaf in tensors.items()}, temporary, header)
+        save_file(_apart(tensors), temporary, header)
         digest, place = _digest(temporary)
         with temporary.open("r+b") as file:
             file.seek(place)
@@ -68,12 +69,34 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
+def facts_or_none(path: Path) -> dict[str, Any] | None:
+    """The facts, where the header is whole."""
+    try:
+        return read_facts(path)
+    except DamagedError:
+        return None
+
+
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > os.fstat(file.fileno()).st_size:
             raise DamagedError("it is cut short")
         return file.read(size)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as the format wants them."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, leaf in tensors.items():
+        if leaf.dtype == torch.complex128:
+            raise ValueError(f"Checkpointer: leaf {name!r} is complex128, which safetensors lacks; make it complex64")
+        leaf = leaf.detach().contiguous()
+        memory = leaf.untyped_storage().data_ptr()
+        apart[name] = leaf.clone() if memory in seen else leaf
+        seen.add(memory)
+    return apart
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -10,6 +10,7 @@ that goes on from there writes the whole row.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +45,8 @@ def fit(
 ) -> tuple[TrainState, History]:
     """Train until the run has had `epochs` epochs, or `steps` steps, counted from its step 0; returns the new state.
 
-    loader: a `data.Loader` or any iterable of batches, iterated once an epoch
+    loader: a `data.Loader` or any iterable of batches, iterated once an epoch. A run can be resumed bit for bit where
+        it gives the same batches again, as a `data.Loader` does
     eval: ``eval(train_state)`` returns numbers for the history, recorded as "eval_...":
         ``lambda ts: train.evaluate(eval_step, ts, test)``
     eval_every: steps from one row of the history, with its evaluation, to the next; None makes a row an epoch
@@ -55,7 +57,8 @@ def fit(
     nonfinite_limit: so many steps in a row whose loss or update is not finite end the run
 
     A state that comes from step n goes on with step n + 1, in the middle of an epoch if need be; where the loader has
-    no length, `epochs` counts from this call on, or from where the resumed run started.
+    no length, `epochs` counts from this call on, or from where the resumed run started. A state that is further than
+    the run was to end is returned as it is, with a warning.
 
     Ctrl-C and SIGTERM end the run after the current step, with `history.stopped` "interrupted" or "terminated"; a
     second one ends it at once.
@@ -69,6 +72,10 @@ def fit(
     _check(epochs, steps, eval_every=eval_every, log_every=log_every, nonfinite_limit=nonfinite_limit)
     if resume and checkpoints is None:
         raise ValueError("fit: resume=True needs checkpoints=train.Checkpointer(folder), where the run was saved")
+    if checkpoints is not None and not isinstance(checkpoints, Checkpointer):
+        raise TypeError(f"fit: checkpoints is {checkpoints!r}, expected train.Checkpointer(folder) or None")
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise TypeError(f"fit: callbacks is {callbacks!r}, expected a list of callbacks, such as [train.Progress()]")
     if train_state.step.dim():
         raise ValueError("fit trains one network; for an ensemble, call the step in a loop of your own")
     per_epoch = _length(loader)
@@ -78,15 +85,20 @@ def fit(
     at = int(train_state.step)
     run = Run(step, train_state, History(), at, total, per_epoch, started_at=at, epoch_began=at)
     meter = Meter(run)
+    if total is not None:  # a run of five bad steps is no success either
+        nonfinite_limit = min(nonfinite_limit, max(total - at, 1))
     saved = None if checkpoints is None else checkpoints.open(run, meter, loader, resume=resume)
-    if run.finished and saved is None:
+    if total is not None and (run.step > total or (run.step == total and saved is None)):
         warnings.warn(
             f"fit: the state is at step {run.step} and the run was to end at step {total}, so there is nothing to do; "
             "epochs and steps count from step 0 of the run",
             RuntimeWarning,
             stacklevel=2,
         )
-        return train_state, run.history
+        if saved is None:
+            if checkpoints is not None:
+                checkpoints.close()
+            return train_state, run.history
 
     loop = _Loop(run, meter, loader, epochs, eval, eval_every, callbacks, log_every, checkpoints, nonfinite_limit)
     started: list[Callback] = []
@@ -101,14 +113,18 @@ def fit(
         except BaseException as error:
             run.stop(type(error).__name__)
             error.train_state, error.history = run.train_state, run.history  # type: ignore[attr-defined]
-            error.add_note(f"fit: the state after step {run.step} is error.train_state, the rows are error.history")
+            torn = "" if isinstance(error, Exception) else ", parts of which may be of the step that was under way"
+            error.add_note(
+                f"fit: error.train_state is the state after step {run.step}{torn}; error.history has the rows"
+            )
             raise
         finally:
             run.history.stopped = run.stop_reason
-            for callback in started:
-                callback.end(run)
-            if checkpoints is not None:
-                checkpoints.close()
+            with contextlib.ExitStack() as ending:  # each of these, whatever the others raise
+                if checkpoints is not None:
+                    ending.callback(checkpoints.close)
+                for callback in reversed(started):
+                    ending.callback(callback.end, run)
     return run.train_state, run.history
 
 
@@ -132,8 +148,7 @@ class _Loop:
         self.eval, self.eval_every, self.log_every, self.checkpoints = eval, eval_every, log_every, checkpoints
         self.callbacks = callbacks
         self.after_step = [callback.step for callback in callbacks if type(callback).step is not Callback.step]
-        left = run.total_steps - run.step if run.total_steps is not None else nonfinite_limit
-        self.nonfinite_limit = min(nonfinite_limit, max(left, 1))  # a run of five bad steps is no success either
+        self.nonfinite_limit = nonfinite_limit
 
     def run_all(self) -> None:
         run = self.run
@@ -143,15 +158,17 @@ class _Loop:
             run.step < run.total_steps if run.total_steps is not None else run.epoch < (self.epochs or 0)
         ):
             self.epoch()
-        if self.checkpoints is not None and run.signal is None:  # where the length is unknown, this is known only here
+        further = run.total_steps is not None and run.step > run.total_steps
+        if self.checkpoints is not None and run.signal is None and not further:  # a stream's end is known only here
             self.checkpoints.save_run(run, self.meter, self.callbacks, finished=True)
 
     def epoch(self) -> None:
         """The rest of the current epoch, or of the run."""
         run, begun = self.run, self.run.step
-        for batch in _batches(self.loader, run):
+        for batch in self.batches():
+            run.batch = batch
             run.train_state, metrics = run.step_fn(run.train_state, batch)
-            run.step, run.batch = run.step + 1, batch
+            run.step += 1
             self.meter.add(metrics, batch)
             for observe in self.after_step:
                 observe(run)
@@ -166,10 +183,23 @@ class _Loop:
                 self.checkpoints.save_run(run, self.meter, self.callbacks)
             if run.stop_reason is not None or run.step == run.total_steps:
                 return
+        if run.signal is not None:
+            self.read()
+            if self.meter.steps:
+                self.row()
+            return
         self.check_complete(run.step - begun)
         run.epochs_done, run.epoch_began = run.epochs_done + 1, run.step
         if run.steps_per_epoch is None and (self.eval_every is None or self.ends_between_rows()):
             self.row()
+
+    def batches(self) -> Iterator[Any]:
+        """The rest of the current epoch; the processes that load it may die of the signal that ends the run."""
+        try:
+            yield from _batches(self.loader, self.run)
+        except Exception:
+            if self.run.signal is None:
+                raise
 
     def row_due(self) -> bool:
         """Whether a row of the history ends at this step; of a loader without length only its end tells."""
@@ -208,7 +238,7 @@ class _Loop:
         if skipped:
             row["skipped"] = skipped
         if self.eval is not None and not stopped:
-            row |= {f"eval_{name}": float(value) for name, value in self.eval(run.train_state).items()}
+            row |= _evaluated(self.eval(run.train_state))
         row |= {"seconds": meter.seconds(), "examples_per_second": run.examples_per_second}
         run.history.rows.append(row)
         for callback in self.callbacks:
@@ -231,6 +261,14 @@ def _check(epochs: int | None, steps: int | None, **numbers: int | None) -> None
     for name, value in {"epochs": epochs, "steps": steps, **numbers}.items():
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"fit: {name} must be a positive integer, got {value!r}")
+
+
+def _evaluated(found: Any) -> dict[str, float]:
+    """The columns of an evaluation."""
+    try:
+        return {f"eval_{name}": float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"fit: eval returned {found!r}, expected a dict of numbers by name") from error
 
 
 def _length(loader: Any) -> int | None:

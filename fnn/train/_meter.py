@@ -11,6 +11,9 @@ import torch
 from fnn.train._callback import Run
 from fnn.train._step import Metrics, batch_size
 
+OWN = ("epoch", "step", "skipped", "seconds", "examples_per_second")
+"""Columns of the history that are not metrics."""
+
 
 class Meter:
     """Means over the steps of a row of the history, speed, and which steps were not finite.
@@ -46,16 +49,17 @@ class Meter:
             return {}, []
         columns = _columns(self._pending)
         first = self.run.step - len(self._pending)
-        bad = [first + index for index, loss in enumerate(columns["loss"]) if not math.isfinite(loss)]
+        finite = [math.isfinite(loss) for loss in columns["loss"]]
+        bad = [step for step, good in enumerate(finite, first) if not good]
         self.worst = range(0)
-        for step in range(first, self.run.step):
-            self.bad_in_a_row = self.bad_in_a_row + 1 if step in bad else 0
+        for step, good in enumerate(finite, first):
+            self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
             if self.bad_in_a_row > len(self.worst):
                 self.worst = range(step + 1 - self.bad_in_a_row, step + 1)
         for name, values in columns.items():
             total = self.totals.get(name, 0.0)
-            for step, value in enumerate(values, first):  # not sum(), which rounds by where it begins
-                total += 0.0 if step in bad else value
+            for value, good in zip(values, finite, strict=True):  # not sum(), which rounds by where it begins
+                total += value if good else 0.0
             self.totals[name] = total
         self.steps, self.skipped = self.steps + len(self._pending), self.skipped + len(bad)
         self.run.skipped += len(bad)
@@ -99,6 +103,9 @@ class Meter:
 def _columns(steps: list[Metrics]) -> dict[str, list[float]]:
     """Each metric over the steps, as numbers: one transfer for all."""
     names = list(steps[0])
-    wide = torch.float32 if steps[0]["loss"].device.type == "mps" else torch.float64
-    table = torch.stack([torch.stack([step[name] for step in steps]).to(wide) for name in names])
+    if taken := sorted(set(names) & set(OWN)):
+        raise ValueError(f"fit: a step has a metric {taken[0]!r}, which the history uses itself; rename the metric")
+    device = steps[0]["loss"].device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    table = torch.stack([torch.stack([step[name] for step in steps]).to(device, wide) for name in names])
     return dict(zip(names, table.tolist(), strict=True))

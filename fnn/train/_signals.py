@@ -14,17 +14,20 @@ REASONS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 class Signals:
     """The first signal asks the run to stop after its step; the second ends it at once.
 
-    At once means `KeyboardInterrupt` for Ctrl-C and the exit code 143 for SIGTERM. Outside the main thread, where
-    Python delivers no signals, this does nothing.
+    At once means `KeyboardInterrupt` for Ctrl-C and the exit code 143 for SIGTERM. A signal that the process ignores,
+    as under nohup, stays ignored. A run inside another run stops that one too. Processes that load data may have got
+    the same signal, and their end is no error then. Outside the main thread, where Python delivers no signals, this
+    does nothing.
     """
 
     def __init__(self, run: Run):
         self.run = run
-        self.previous: dict[signal.Signals, Any] = {}
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._handle) for number in REASONS}
+            heard = [number for number in REASONS if signal.getsignal(number) is not signal.SIG_IGN]
+            self.previous = {number: signal.signal(number, self._handle) for number in heard}
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.previous.items():
@@ -35,3 +38,9 @@ class Signals:
         if self.run.signal is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.run.signal = REASONS[signal.Signals(number)]
+        child = getattr(signal, "SIGCHLD", None)  # at which torch raises, wherever the program is, if a worker died
+        if child is not None and callable(signal.getsignal(child)):
+            self.previous[child] = signal.signal(child, signal.SIG_DFL)
+        outer = self.previous[number]
+        if isinstance(getattr(outer, "__self__", None), Signals):
+            outer(number, frame)
