@@ -25,6 +25,7 @@ def page() -> str:
     """docs/performance.md."""
     sections = {
         "The main job": trainer(),
+        "Training steps": train_step(),
         "Memory of a training step": f"{step_memory()}\n\n{remat_memory()}",
         "Compiling whole training steps": compile_models(),
         "Matrix products": products(),
@@ -46,6 +47,42 @@ def trainer() -> str:
         "a filled one:",
         _table(["", "test accuracy", "cold", "warm"], rows),
         _machine(result),
+    )
+
+
+def train_step() -> str:
+    if (result := _load("train_step")) is None:
+        return ""
+    names = {"ours compiled": "ours", "ours eager": "eager"}
+    names |= {"module": "nn.Module", "module compiled": "compiled", "jax": "Flax"}
+    tables = []
+    for setting, run in result.items():
+        times, memory = [], []
+        for model, sizes in run["results"].items():
+            for size, case in sizes.items():
+                sides, faster = case["sides"], case["times_as_fast"]
+                label = f"{model}, {size}"
+                speeds = [_digits(sides[name]["steps_per_second"]) if name in sides else "" for name in names]
+                ratios = [_digits(faster[name]["wall"]) if name in faster else "" for name in list(names)[1:]]
+                spread = sides["ours compiled"]
+                low, high = (abs(quartile / spread["milliseconds"] - 1) for quartile in spread["quartiles"])
+                times.append([label, *speeds, f"{max(low, high):.0%}", *ratios])
+                seconds = [case["compile_seconds"].get(kind) for kind in ("cold", "warm")]
+                peaks = [f"{sides[name]['peak_mib']:.0f}" if name in sides else "" for name in names]
+                memory.append([label, *peaks, *("" if value is None else f"{value:.1f}" for value in seconds)])
+        header = ["", *names.values()]
+        tables += [
+            f"Steps a second, {setting}, {run['machine']['threads']} threads:",
+            _table([*header, "spread of ours", *(f"ours / {name}" for name in list(names.values())[1:])], times),
+            "Peak memory in MiB, and seconds of our first step, with an empty compiler cache and a filled one:",
+            _table([*header, "cold", "warm"], memory),
+            _machine(run, jax=run["machine"]["jax"] is not None),
+        ]
+    return _section(
+        "Forward, backward and Adam, by model and batch size (`benchmarks/train_step.py`): ours compiled and donated, "
+        "and eager; an `nn.Module` with the fused optimizer, eager and compiled; Flax and Optax under `jit`, donated. "
+        "Ratios above 1 say that ours compiled is the faster; the spread is that of the quartiles about the median.",
+        *tables,
     )
 
 

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fnn import train
+from fnn.train import _compile_cache
 from fnn.train._compile_cache import leave_damaged_cache
 
 PROGRAM = """
@@ -78,6 +80,28 @@ def test_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"cannot write compiled code into {tmp_path / 'file'} .*; give a folder"):
         train.compile_cache(tmp_path / "file")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "before"
+
+
+@pytest.mark.skipif(not hasattr(os, "ST_NOEXEC"), reason="this system does not say how a folder is mounted")
+def test_folder_whose_files_may_not_be_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "before")
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(OSError, match=f"{tmp_path} is mounted noexec; give a folder"):
+        train.compile_cache(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "before"
+
+
+def test_library_that_another_process_deletes_first(tmp_path, monkeypatch):
+    library = tmp_path / "a.so"
+    library.write_bytes(b"")
+    os.utime(library, (0, 0))
+
+    def truncated(library):
+        library.unlink()
+        return True
+
+    monkeypatch.setattr(_compile_cache, "_truncated", truncated)
+    _compile_cache._remove_truncated(tmp_path)
 
 
 def test_damage_found_while_compiling_moves_to_a_fresh_folder(tmp_path, monkeypatch):

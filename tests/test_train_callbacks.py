@@ -233,10 +233,12 @@ def test_a_resumed_run_keeps_every_kind_of_what_came_before(tmp_path):
     assert "session_end_info" in hyperparameters(tmp_path / "board")
 
 
-@pytest.mark.parametrize("histograms", [0, 1.5])
+@pytest.mark.parametrize("histograms", [0, 1.5, True])
 def test_bad_arguments_of_tensorboard(tmp_path, histograms):
     with pytest.raises(ValueError, match="TensorBoard: histograms is"):
         train.TensorBoard(tmp_path, histograms=histograms)
+    with pytest.raises(TypeError, match=r"TensorBoard: config is list, expected a dict \(dataclasses\.asdict\)"):
+        train.TensorBoard(tmp_path, config=[1])
 
 
 def test_without_a_folder_it_is_torch_s_own(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from torch import Tensor
 from fnn.nn._floating import floating
 from fnn.nn._layer import Layer, Params, State, expect, layer
 from fnn.nn._window import Size, check_fit, check_sizes, per_axis, space
+from fnn.ops import _max_pool
 
 MAXIMA: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d}
 MEANS: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d}
@@ -70,7 +71,17 @@ class _MaxPool(_Windows):
 
     def pool(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         self.check(sizes)
+        kernel = per_axis(self.kernel_size, self.dims)
+        height, width = (1, *kernel)[-2:]
+        if self._side_by_side(kernel) and _max_pool.is_faster(x, height, width):
+            return _max_pool.max_pool(x, height, width)
         return MAXIMA[self.dims](x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def _side_by_side(self, kernel: tuple[int, ...]) -> bool:
+        """Whether the windows neither overlap nor leave gaps nor stand out."""
+        steps = kernel if self.stride is None else per_axis(self.stride, self.dims)
+        spread = [*per_axis(self.padding, self.dims), *[step - 1 for step in per_axis(self.dilation, self.dims)]]
+        return steps == kernel and not any(spread) and not self.ceil_mode
 
 
 @layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -28,7 +29,7 @@ def compile_cache(folder: str | os.PathLike[str]) -> Path:
     delete it to start anew. Use only a folder that you trust: what lies in it is executed. A library in it that a full
     disk or a power cut has truncated is deleted, with a warning, and compiled again.
 
-    Raises `OSError` where the folder cannot be written.
+    Raises `OSError` where the folder cannot be written, or its file system forbids to run what lies in it (noexec).
 
     Example:
         >>> from fnn import train
@@ -46,6 +47,8 @@ def compile_cache(folder: str | os.PathLike[str]) -> Path:
             error.errno,
             f"compile_cache: cannot write compiled code into {folder} ({reason}); give a folder that can be written",
         ) from None
+    if hasattr(os, "ST_NOEXEC") and os.statvfs(inside).f_flag & os.ST_NOEXEC:
+        raise OSError(errno.ENOEXEC, f"compile_cache: {folder} is mounted noexec; give a folder whose files may be run")
     _remove_truncated(inside)
     # Both are read at each look-up; Triton's own kernels, which Inductor does not see, follow the second.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(inside)
@@ -56,9 +59,10 @@ def compile_cache(folder: str | os.PathLike[str]) -> Path:
 def _remove_truncated(folder: Path) -> None:
     """Delete libraries that were not written to their end: loading one ends the process by a signal."""
     for library in folder.rglob("*.so"):
-        if time.time() - library.stat().st_mtime > 60 and _truncated(library):  # a younger one may be being written
-            library.unlink()
-            warnings.warn(f"{library} was truncated; it is compiled again", RuntimeWarning, stacklevel=3)
+        with contextlib.suppress(FileNotFoundError):  # another process may delete it at the same time
+            if time.time() - library.stat().st_mtime > 60 and _truncated(library):  # a younger one may be being written
+                library.unlink()
+                warnings.warn(f"{library} was truncated; it is compiled again", RuntimeWarning, stacklevel=3)
 
 
 def _truncated(library: Path) -> bool:
