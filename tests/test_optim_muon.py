@@ -79,3 +79,16 @@ def test_errors():
         optim.muon(0.1, ns_steps=0)
     with pytest.raises(ValueError, match=r"ns_coefficients must be three numbers \(a, b, c\), got \(1.0, 2.0\)"):
         optim.muon(0.1, ns_coefficients=(1.0, 2.0))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_stacked_layers_are_matrices_of_their_own(shape):
+    start, gradient = torch.stack(matrices(2, *shape)), torch.stack(matrices(4, *shape)[2:])
+    opt = optim.muon(0.1, compute_dtype=None)
+    params, grads = {"h": {"*": {"weight": start}}}, {"h": {"*": {"weight": gradient}}}
+    updates, _ = opt.update(grads, opt.init(params), params)
+    for index in range(2):
+        alone, _ = opt.update(gradient[index], opt.init(start[index]), start[index])
+        torch.testing.assert_close(updates["h"]["*"]["weight"][index], alone)
+    with pytest.raises(ValueError, match=r"leaf 'h.weight' has shape \(2, \d, \d\), expected a matrix"):
+        opt.init({"h": {"weight": start}})

@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.autograd.function import _SingleLevelFunction
 
-from triton_kernels._inductor import give_zeros_memory, keep_writes_after_reads, tracing
+from triton_kernels._inductor import give_zeros_memory, keep_writes_after_reads, tell_the_caches, tracing
 
 LIBRARY = torch.library.Library("triton_kernels", "DEF")
 
@@ -60,6 +60,7 @@ def register(
         if tracing():
             keep_writes_after_reads()
             give_zeros_memory()
+            tell_the_caches()
         return fake(*inputs)
 
     torch.library.register_fake(f"{library.ns}::{name}", traced, lib=library)

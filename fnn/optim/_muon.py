@@ -82,7 +82,7 @@ def scale_by_muon(
     def init(params: Tree) -> OptState:
         hyper = start(given, params)
         for path, leaf in tree.paths(params).items():
-            if leaf.ndim != 2:
+            if leaf.ndim != 2 + ("*" in path.split(".")):
                 raise ValueError(
                     f"muon: leaf {path!r} has shape {tuple(leaf.shape)}, expected a matrix (2-D); give the other "
                     "leaves another optimizer: by_label({'muon': muon(lr), 'adamw': adamw(lr)}, "
@@ -99,7 +99,7 @@ def scale_by_muon(
         def direction(m: Tensor) -> Tensor:
             m = widened(m)
             x = _orthogonalize(m if compute_dtype is None else m.to(compute_dtype), ns_coefficients, ns_steps, eps)
-            return scale(*m.shape) * x.to(m.dtype)
+            return scale(*m.shape[-2:]) * x.to(m.dtype)
 
         return tree.map(direction, ahead), ScaleByMuonState(mu=mu, **hyper)
 
@@ -107,16 +107,17 @@ def scale_by_muon(
 
 
 def _orthogonalize(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: Tensor) -> Tensor:
-    """An (m, n) matrix with the singular vectors of `x` and singular values near 1, by Newton-Schulz iterations."""
+    """Matrices (..., m, n) with the singular vectors of `x` and singular values near 1, by Newton-Schulz iterations."""
     a, b, c = coefficients
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x  # the smaller of the two Gram matrices
-    norm = torch.linalg.vector_norm(x)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the smaller of the two Gram matrices
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
     x = x / torch.maximum(norm, eps.to(norm.dtype))
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def muon(
@@ -137,8 +138,8 @@ def muon(
 
     .. math:: p_t = p_{t-1} - \eta \, (s \operatorname{orthogonalize}(m_t) + \lambda p_{t-1})
 
-    with the average :math:`m_t` of the gradients and the iteration of `scale_by_muon`. Every leaf must be a matrix;
-    `by_label` gives biases, norms and embeddings another optimizer, usually `adamw`.
+    with the average :math:`m_t` of the gradients and the iteration of `scale_by_muon`. Every leaf must be a matrix, or a
+    stack of them below the "*" of an `nn.Repeat`, each a matrix of its own; `by_label` gives biases, norms and embeddings another optimizer, usually `adamw`.
 
     Args:
         lr: :math:`\eta`. It, `momentum`, `eps` and `weight_decay` may be floats, 0-d tensors or schedules.
