@@ -2,7 +2,7 @@
 #   make install      the package, editable, with what the examples and tests need
 #   make train        the main job: LeNet on real digits      (ARGS="--model mlp --out out/mlp")
 #   make test         all tests                                (ARGS="-k name")
-#   make test-fast    the tests of the inner loop
+#   make test-fast    the tests of the inner loop               (JOBS=4: in so many processes)
 #   make matrix       every operator under every transform, compiled; writes docs/matrix.md
 #   make lint         ruff and pyright
 #   make docs         the site, in build/site; fails on a broken link or a public name without a docstring
@@ -13,6 +13,7 @@
 PYTHON ?= python3
 TORCH ?= 2.13.0
 ARGS ?=
+JOBS ?= 2
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 VENV := $(if $(filter $(PINNED),$(TORCH)),.venv,.venv-$(TORCH))
 RUN := $(VENV)/bin/python
@@ -43,14 +44,17 @@ endif
 train: $(READY)
 	$(RUN) examples/train_image.py --overwrite $(ARGS)
 
+# JOBS processes of one thread each: most of the time goes into the compiler, which is Python.
+test test-fast: export OMP_NUM_THREADS = 1
+
 # Triton reads TRITON_INTERPRET when it is first imported, so its interpreter's tests are a process of their own;
 # there it is no error (5) if ARGS selects none of them.
 test: $(READY)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 	TRITON_INTERPRET=1 $(RUN) -m pytest tests/interpreter $(ARGS) || [ $$? -eq 5 ]
 
 test-fast: $(READY)
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 matrix: $(READY)
 	$(RUN) -m triton_kernels.matrix --write docs/matrix.md $(ARGS)
