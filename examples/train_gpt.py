@@ -40,12 +40,15 @@ class Config:
     context: int = 64
     """Characters that the network sees."""
     dropout: float = 0.0
-    steps: int = 5000
-    batch_size: int = 8
+    steps: int = 1500
+    batch_size: int = 16
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon, for the matrices of the blocks: linear warm-up over the first tenth of the steps,
+    then a cosine down to zero."""
     lr: float = 4e-3
-    """Peak learning rate of AdamW: linear warm-up over the first tenth of the steps, then a cosine down to zero."""
+    """The same of AdamW, for embeddings, biases and normalisations."""
     weight_decay: float = 0.1
-    """Of matrices, not of biases and normalisations."""
+    """Of the matrices."""
     clip: float = 1.0
     """Greatest norm of the gradients, taken over all parameters."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -117,11 +120,14 @@ def run(config: Config) -> dict[str, float]:
         logits = net(params, x)[:, config.context // 2 :]
         return {"loss": losses.cross_entropy(logits.mT, y[:, config.context // 2 :], reduction="none")}
 
-    lr = optim.warmup_cosine(0.0, config.lr, config.steps // 10, config.steps)
-    optimizer = optim.chain(
-        optim.clip_by_global_norm(config.clip),
-        optim.adamw(lr, b2=0.99, weight_decay=config.weight_decay, weight_decay_mask=is_matrix),
-    )
+    def schedule(peak):
+        return optim.warmup_cosine(0.0, peak, config.steps // 10, config.steps)
+
+    by_kind = {
+        "matrices": optim.muon(schedule(config.muon_lr), weight_decay=config.weight_decay, compute_dtype=None),
+        "others": optim.adamw(schedule(config.lr), b2=0.99, weight_decay=0.0),
+    }
+    optimizer = optim.chain(optim.clip_by_global_norm(config.clip), optim.by_label(by_kind, kind))
     step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
     eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
@@ -171,8 +177,10 @@ def held_out_windows(text: data.TextDataset, context: int):
     return windows, text.test[: len(windows) * half]
 
 
-def is_matrix(path: str, leaf: torch.Tensor) -> bool:
-    return path.endswith("weight") and not path.split(".")[-2].startswith("ln_")
+def kind(path: str, leaf: torch.Tensor) -> str:
+    """Muon is for the matrices of the blocks, not for embeddings, biases and normalisations."""
+    hidden = path.startswith("h.") and path.endswith("weight") and not path.split(".")[-2].startswith("ln_")
+    return "matrices" if hidden else "others"
 
 
 def in_bits(nats: float) -> str:

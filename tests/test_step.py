@@ -1,5 +1,6 @@
 """The compiled step: equal to eager and to torch's own loop, one graph, and a state that owns its memory."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -621,3 +622,21 @@ def test_a_step_may_be_a_transform_of_ones_own(fast_compile):
     compiled, _ = train.make_step(update=update, donate=False)(start, batch)
     eager, _ = train.make_step(update=update, donate=False, compile=False)(start, batch)
     assert tree.allclose(compiled.params, eager.params, rtol=1e-6)
+
+
+def test_a_step_on_a_cpu_keeps_the_layout_of_its_weights(monkeypatch):
+    from torch._inductor import config
+
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(config.layout_optimization)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    before, optimizer = config.layout_optimization, optim.sgd(0.1)
+    step = train.make_step(lambda params, state, batch, key: ((params["w"] * batch).sum(), (state, {})), optimizer)
+    start = train.TrainState.create({"w": torch.ones(3)}, optimizer, random.key(0))
+    step(start, torch.ones(3))
+    assert seen == [False]
+    assert config.layout_optimization is before

@@ -11,10 +11,12 @@ reported by the line that made it and not by the compiler.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import types
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -157,9 +159,13 @@ class Runner:
         rehearse(self._eager, *arguments)
         self._first = self._first or described(inputs)
 
+    def _compiling(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """How Inductor is set while it compiles for these inputs."""
+        return contextlib.nullcontext()
+
     def _call_compiled(self, new: bool, inputs: dict[str, Any], *arguments: Any) -> Any:
         before, started = graphs_compiled(), time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), self._compiling(inputs) if new else contextlib.nullcontext():
             try:
                 result = self._run(*arguments)
             except Exception as error:
@@ -190,6 +196,15 @@ class Step(Runner):
     def __init__(self, update: Update, *, compile: bool, donate: bool, strict: bool = False):
         super().__init__("step", _whole(update, donate), compile=compile, strict=strict)
         self.update, self.donate = update, donate
+
+    def _compiling(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        # On a CPU, Inductor would have weights and their gradients channels last, and the optimizer, whose state is
+        # not, would walk across them [ResNet-18, batch 16: 406 ms a step instead of 181; LeNet, 512: 73 instead of 47].
+        if any(leaf.device.type != "cpu" for leaf in tree.leaves(inputs)):
+            return contextlib.nullcontext()
+        from torch._inductor import config
+
+        return config.patch(layout_optimization=False)
 
     def __call__(self, train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if not isinstance(train_state, TrainState):
