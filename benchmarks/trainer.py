@@ -46,14 +46,14 @@ def main() -> None:
     root = parser.parse_args().mnist
     jobs = {"LeNet-5, digits": [], "MLP, digits": ["--model", "mlp"]}
     if root is not None:
-        jobs["LeNet-5, MNIST"] = ["--data", "mnist", "--root", root, "--epochs", "10"]
+        jobs["LeNet-5, MNIST, augmented"] = ["--data", "mnist", "--root", root, "--augment"]
     results = {}
     for name, arguments in jobs.items():
         with tempfile.TemporaryDirectory() as cache:
             results[name] = {"cold": run(arguments, cache), "warm": run(arguments, cache)}
         for temperature, row in results[name].items():
             print(
-                f"{name:>16} {temperature}: accuracy {row['accuracy']:.4f}, training {row['training_seconds']:.1f} s "
+                f"{name:>26} {temperature}: accuracy {row['accuracy']:.4f}, training {row['training_seconds']:.1f} s "
                 f"of which the first step {row['compile_seconds']:.1f} s, whole process {row['process_seconds']:.1f} s"
             )
     path = Path(__file__).parent / "results" / "trainer.json"

@@ -527,6 +527,9 @@ def private_names():
         inner = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
         chains = [ast.unparse(n).split(".") for n in nodes if isinstance(n, ast.Attribute) and id(n) not in inner]
         found |= set(names.values()) | {".".join([names[c[0]], *c[1:]]) for c in chains if c[0] in names}
+    graph = "torch._inductor.virtualized.V.graph"  # one only while a graph is lowered
+    for here, there in ((f"{graph}.sizevars", "sizevars.SizeVarAllocator"), (graph, "graph.GraphLowering")):
+        found = {name.replace(here, f"torch._inductor.{there}") for name in found}
     return [name for name in sorted(found) if any(part[0] == "_" != part[1] for part in name.split("."))]
 
 

@@ -175,6 +175,7 @@ class Checkpointer:
             raise
 
     def due(self, step: int) -> bool:
+        """Whether this step is one of every `every`."""
         return self.every is not None and step % self.every == 0
 
     def save_run(
