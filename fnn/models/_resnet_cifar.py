@@ -48,9 +48,7 @@ def _block(channels: int, stride: int = 1) -> nn.Block:
         new = channels - x.shape[1]
         return nn.relu(h + F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, new // 2, new - new // 2)))
 
-    return nn.Block(
-        block, conv1=_conv(channels, stride), bn1=nn.BatchNorm(), conv2=_conv(channels), bn2=nn.BatchNorm()
-    )
+    return nn.Block(block, conv1=_conv(channels, stride), bn1=nn.BatchNorm(), conv2=_conv(channels), bn2=nn.BatchNorm())
 
 
 def _conv(channels: int, stride: int = 1) -> nn.Conv2d:
