@@ -139,8 +139,8 @@ def muon(
     .. math:: p_t = p_{t-1} - \eta \, (s \operatorname{orthogonalize}(m_t) + \lambda p_{t-1})
 
     with the average :math:`m_t` of the gradients and the iteration of `scale_by_muon`. Every leaf must be a matrix, or
-    a stack of matrices below the "*" of an `nn.Repeat`; `by_label` gives biases, norms and embeddings another optimizer,
-    usually `adamw`.
+    a stack of matrices below the "*" of an `nn.Repeat`; `by_label` gives biases, norms and embeddings another
+    optimizer, usually `adamw`.
 
     Args:
         lr: :math:`\eta`. It, `momentum`, `eps` and `weight_decay` may be floats, 0-d tensors or schedules.
