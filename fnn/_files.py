@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what their writers ask for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 
 def replace_file(
@@ -45,6 +47,17 @@ def replace_file(
         with contextlib.suppress(OSError):
             temporary.unlink()
     _flush_folder(path.parent)
+
+
+def independent(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same leaves, no two of them in one storage: safetensors' writer refuses shared memory."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, leaf in leaves.items():
+        storage = leaf.untyped_storage().data_ptr()
+        apart[name] = leaf.clone() if storage in seen else leaf
+        seen.add(storage)
+    return apart
 
 
 def check_readable(who: str, path: str | os.PathLike[str]) -> Path:

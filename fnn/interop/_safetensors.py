@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnn._files import check_readable, replace_file
+from fnn._files import check_readable, independent, replace_file
 from fnn.interop._names import nest
 from fnn.tree import pytree
 
@@ -56,7 +56,7 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
     outline = _take_apart(tree, "", leaves)
     header = _header(metadata)
     header[OUTLINE] = json.dumps(outline, separators=(",", ":"))
-    apart = _independent(leaves)
+    apart = independent(leaves)
     replace_file(
         "save_safetensors",
         path,
@@ -161,17 +161,6 @@ def _storable(leaf: Tensor, path: str) -> Tensor:
             f"save torch.view_as_real of a complex tensor, .dequantize() of a quantized one"
         )
     return leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
-
-
-def _independent(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same leaves, no two of them in one storage: the format's writer refuses shared memory."""
-    seen: set[int] = set()
-    apart: dict[str, Tensor] = {}
-    for name, leaf in leaves.items():
-        storage = leaf.untyped_storage().data_ptr()
-        apart[name] = leaf.clone() if storage in seen else leaf
-        seen.add(storage)
-    return apart
 
 
 def _header(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -26,7 +26,6 @@ from fnn.train._callback import Callback, Run
 from fnn.train._checkpoint_content import (
     STATE,
     Saved,
-    apply_callbacks,
     apply_rows,
     named,
     state_like,
@@ -206,10 +205,6 @@ class Checkpointer:
         self._judge(run, row)
         self._write(run.step, tensors, facts)
         self._last = state
-
-    def restore_callbacks(self, callbacks: Sequence[Callback], saved: Saved, run: Run) -> None:
-        """Hand what was saved of the callbacks to those of this run."""
-        apply_callbacks(callbacks, saved, run.train_state)
 
     def close(self) -> None:
         """Give the folder free."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fnn._files import replace_file
+from fnn._files import independent, replace_file
 
 FACTS = "fnn.checkpoint"
 NO_DIGEST = "0" * 64
@@ -35,7 +35,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     header = {FACTS: json.dumps(facts, separators=(",", ":")), "sha256": NO_DIGEST}
 
     def save(temporary: Path) -> None:
-        save_file(_apart(tensors), temporary, header)
+        save_file(_writable(tensors), temporary, header)
         digest, place = _digest(temporary)
         with temporary.open("r+b") as file:
             file.seek(place)
@@ -85,18 +85,12 @@ def _header(path: Path) -> bytes:
         return file.read(size)
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _writable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors that share no memory, as the format wants them."""
-    apart: dict[str, Tensor] = {}
-    seen: set[int] = set()
     for name, leaf in tensors.items():
         if leaf.dtype == torch.complex128:
             raise ValueError(f"Checkpointer: leaf {name!r} is complex128, which safetensors lacks; make it complex64")
-        leaf = leaf.detach().contiguous()
-        memory = leaf.untyped_storage().data_ptr()
-        apart[name] = leaf.clone() if memory in seen else leaf
-        seen.add(memory)
-    return apart
+    return independent({name: leaf.detach().contiguous() for name, leaf in tensors.items()})
 
 
 def _digest(path: Path) -> tuple[str, int]:

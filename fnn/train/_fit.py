@@ -18,6 +18,7 @@ from typing import Any
 
 from fnn.train._callback import Callback, Run
 from fnn.train._checkpoint import Checkpointer
+from fnn.train._checkpoint_content import apply_callbacks
 from fnn.train._history import History
 from fnn.train._meter import Meter
 from fnn.train._nonfinite import check_skipped
@@ -107,8 +108,8 @@ def fit(
             for callback in callbacks:
                 callback.start(run)
                 started.append(callback)
-            if checkpoints is not None and saved is not None:
-                checkpoints.restore_callbacks(callbacks, saved, run)
+            if saved is not None:
+                apply_callbacks(callbacks, saved, run.train_state)
             loop.run_all()
         except BaseException as error:
             run.stop(type(error).__name__)
