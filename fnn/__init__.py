@@ -8,6 +8,7 @@ from torch.func import vmap as vmap
 
 from fnn import data as data
 from fnn import diff as diff
+from fnn import distributed as distributed
 from fnn import interop as interop
 from fnn import losses as losses
 from fnn import models as models

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
-DATA = "data"
-"""The axis of a mesh over which batches are parted."""
+DATA, MODEL = "data", "model"
+"""The axes of a mesh: over one batches are parted, over the other the layers."""
 
 _timeout: datetime.timedelta | None = None
 
@@ -45,6 +46,20 @@ def data_axis(who: str, mesh: Any) -> tuple[int, int]:
     if DATA not in names:
         raise ValueError(f"{who}: no axis of the mesh is called {DATA!r}, its axes are {list(names)}")
     return mesh.get_local_rank(DATA), mesh.size(names.index(DATA))
+
+
+def data_group(mesh: DeviceMesh) -> str:
+    """The name of the process group along that axis."""
+    return mesh.get_group(0 if mesh.ndim == 1 else DATA).group_name
+
+
+def sum_over(who: str, values: Tensor, mesh: DeviceMesh) -> Tensor:
+    """The sum of `values` of the processes along that axis, on each of them; on the CPU."""
+    group = mesh.get_group(0 if mesh.ndim == 1 else DATA)
+    total = values.clone().to(mesh.device_type)
+    with waiting(who):
+        dist.all_reduce(total, group=group)
+    return total.cpu()
 
 
 def gather(who: str, value: Any) -> list[Any]:

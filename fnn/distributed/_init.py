@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from fnn import _ranks
+from fnn.distributed._attempt import store_of_attempt
 
 
 def init(
@@ -64,6 +66,9 @@ def _make_group(kind: str, timeout: datetime.timedelta) -> None:
         torch.cuda.set_device(_local_rank())
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         options |= {"store": HashStore(), "rank": 0, "world_size": 1}
+    else:
+        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        options |= {"store": store_of_attempt(store, rank, count, timeout), "rank": rank, "world_size": count}
     dist.init_process_group(backend, **options)
     _ranks.remember_timeout(timeout)
     atexit.register(_end)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fnn import random, tree
+from fnn._placement import local
 from fnn.optim import GradientTransformation
 
 FIELDS = ("params", "state", "opt_state", "key", "step")
@@ -149,10 +150,11 @@ def own_memory(train_state: TrainState) -> TrainState:
     seen: set[int] = set()
 
     def own(leaf: Tensor) -> Tensor:
-        storage = leaf.untyped_storage()
-        alone = storage.nbytes() == leaf.numel() * leaf.element_size() and storage.data_ptr() not in seen
+        here = local(leaf)
+        storage = here.untyped_storage()
+        alone = storage.nbytes() == here.numel() * here.element_size() and storage.data_ptr() not in seen
         seen.add(storage.data_ptr())
-        return leaf if alone or not leaf.numel() else leaf.clone()
+        return leaf if alone or not here.numel() else leaf.clone()
 
     owned = tree.map(own, train_state)
     owned._memory.owned = True
@@ -163,6 +165,7 @@ def _check_untied(leaves: dict[str, Tensor]) -> None:
     """Raise where two leaves start at the same address, naming both."""
     first: dict[object, str] = {}
     for path, leaf in leaves.items():
+        leaf = local(leaf)
         # Inside a transform or a rehearsal a tensor has no address.
         wrapped = isinstance(leaf, FakeTensor) or torch.func.debug_unwrap(leaf) is not leaf
         address = id(leaf) if wrapped or leaf.is_meta else (str(leaf.device), leaf.data_ptr())

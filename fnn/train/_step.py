@@ -24,9 +24,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from fnn import random, tree
+from fnn import ops, random, tree
+from fnn._placement import mesh_of
 from fnn.optim import GradientTransformation, apply_updates
 from fnn.train._compile_cache import leave_damaged_cache, look_up_early
+from fnn.train._explicit import Processes
+from fnn.train._layout import around, layout_of, settle
 from fnn.train._state import FIELDS, TrainState, check_optimizer, own_memory
 from fnn.train._strict import RecompileError, changed, described, graphs_compiled, guard_reason, one_graph, refusal
 from triton_kernels._inductor import keep_writes_after_reads
@@ -36,7 +39,9 @@ LossFunction = Callable[[Any, Any, Any, Tensor], tuple[Tensor, tuple[Any, Metric
 Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Update:
+def pure_step(
+    loss_fn: LossFunction, optimizer: GradientTransformation, *, mesh: Any = None, sync_batch_norm: bool = False
+) -> Update:
     """The step as a pure function `(train_state, batch) -> (train_state, metrics)`, not compiled, nothing donated.
 
     `loss_fn(params, state, batch, key) -> (loss, (state, metrics))`, with a 0-d loss. Metrics are 0-d tensors; the
@@ -47,27 +52,47 @@ def pure_step(loss_fn: LossFunction, optimizer: GradientTransformation) -> Updat
     judged alone, so that no two gradients have to be in memory together). Both report the loss as NaN.
     `update.unguarded(train_state, batch) -> (grads, train_state, loss, metrics)` is the step without this guard.
 
-    `vmap` it over seeds or learning rates, then give it to `make_step(update=...)`.
+    `vmap` it over seeds or learning rates, then give it to `make_step(update=...)`. `mesh` and `sync_batch_norm` are
+    those of `make_step`.
     """
+    if mesh is None and sync_batch_norm:
+        raise ValueError("sync_batch_norm needs mesh=; over parted parameters statistics are those of the whole batch")
+    processes = None if mesh is None else Processes("make_step", mesh, sync_batch_norm=sync_batch_norm)
 
     def unguarded(train_state: TrainState, batch: Any) -> tuple[Any, TrainState, Tensor, Metrics]:
+        if torch.compiler.is_compiling():
+            return inside(train_state, batch)
+        with update.around(train_state.params):
+            return inside(train_state, batch)
+
+    def inside(train_state: TrainState, batch: Any) -> tuple[Any, TrainState, Tensor, Metrics]:
         params, state, opt_state, key, step = train_state.parts
-        step_key = random.fold_in(key, step)
+        layout = processes or layout_of(params)
+        differentiated, batch, step_key = layout.inside(params, batch, random.fold_in(key, step))
 
-        def loss(params: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
-            return _loss_and_aux(loss_fn(params, state, batch, step_key))
+        def loss(differentiated: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
+            return _loss_and_aux(loss_fn(layout.for_loss(differentiated, params), state, batch, step_key))
 
-        grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(params)
-        extra = {"value": value, "grad": grads, "value_fn": lambda params: loss(params)[0]}
-        updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
-        after = TrainState(apply_updates(params, updates), new_state, opt_state, key, step + 1)
-        return grads, after, value, metrics
+        def value_fn(params: Any) -> Tensor:
+            with layout.losses():
+                return layout.mean(loss(layout.inside(params, (), None)[0])[0])
+
+        with layout.losses():  # around the gradient too, which computes again what was rematerialized
+            grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(differentiated)
+        grads, new_state, value, metrics = layout.whole(grads, params, new_state, value, metrics)
+        parted = mesh_of(params) is not None
+        with ops.use("torch") if parted else contextlib.nullcontext():
+            extra = {"value": value, "grad": grads, "value_fn": value_fn}
+            updates, opt_state = optimizer.update(grads, opt_state, params, **extra)
+            after = TrainState(apply_updates(params, updates), new_state, opt_state, key, step + 1)
+        return grads, settle(after, train_state) if parted else after, value, metrics
 
     def update(train_state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _, after, loss, metrics = unguarded(train_state, batch)
         return keep_finite(train_state, after, loss, metrics)
 
-    update.unguarded = unguarded
+    update.unguarded, update.mesh = unguarded, mesh
+    update.around = lambda params: around(params, processes or layout_of(params))
     return update
 
 
@@ -79,6 +104,8 @@ def make_step(
     compile: bool = True,
     donate: bool = True,
     strict: bool = False,
+    mesh: Any = None,
+    sync_batch_norm: bool = False,
 ) -> Step:
     """A training step `train_state, metrics = step(train_state, batch)`, the whole of it one compiled graph.
 
@@ -89,6 +116,14 @@ def make_step(
     One graph serves a whole run. Where an input changes what the graph was compiled for (a shape, a dtype, a memory
     layout, autocast, the number of threads, a value the loss function closes over), another is compiled and a warning
     names the change; with `strict=True` it is a `RecompileError` instead. `step.graphs` counts them.
+
+    Several processes, two ways. With `mesh` (see `fnn.distributed.init`) the loss function is the program of one of
+    them, over its part of the batch (`data.Loader(shard=mesh)`); the step averages gradients, loss, metrics and the
+    floating leaves of the layer state over the mesh's data axis, in one all-reduce inside the graph. The loss must be
+    a mean over examples, and the parts of one size. What it draws differs between processes. `sync_batch_norm` makes
+    the statistics of `nn.BatchNorm` those of the whole batch. Parameters may be parted, see `fnn.distributed.fsdp`.
+    Without `mesh`, parameters that are parted (`fnn.distributed.shard`) decide where the step runs: it is the same
+    program over the whole batch, of which each process gives its part.
 
     Errors: a batch without examples, a leaf or shape that the network does not expect (named by layer and path), a
     loss that is no scalar, leaves of the state that share memory. Where no C++ compiler works, a warning says how to
@@ -111,9 +146,12 @@ def make_step(
         if loss_fn is None or optimizer is None:
             raise TypeError("make_step needs loss_fn and optimizer, or update=")
         check_optimizer(optimizer)
-        update = pure_step(loss_fn, optimizer)
-    elif loss_fn is not None or optimizer is not None:
-        raise TypeError("make_step takes either loss_fn and optimizer, or update=, not both")
+        update = pure_step(loss_fn, optimizer, mesh=mesh, sync_batch_norm=sync_batch_norm)
+    elif loss_fn is not None or optimizer is not None or mesh is not None or sync_batch_norm:
+        raise TypeError(
+            "make_step takes either loss_fn and optimizer, with mesh= and sync_batch_norm= if need be, or update=, not "
+            "both; pure_step(..., mesh=mesh) makes an update for several processes"
+        )
     return Step(update, compile=compile, donate=donate, strict=strict)
 
 
@@ -196,6 +234,7 @@ class Step(Runner):
     def __init__(self, update: Update, *, compile: bool, donate: bool, strict: bool = False):
         super().__init__("step", _whole(update, donate), compile=compile, strict=strict)
         self.update, self.donate = update, donate
+        self._around = getattr(update, "around", lambda params: around(params, layout_of(params)))
 
     def _compiling(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
         # On a CPU, Inductor would have weights and their gradients channels last, and the optimizer, whose state is
@@ -214,7 +253,8 @@ class Step(Runner):
             train_state = own_memory(train_state)
             parts = train_state.parts
         signature = (state_shapes(train_state), shapes(batch))
-        new_parts, metrics = self._call(signature, {"batch": batch, "state": train_state}, parts, batch)
+        with self._around(train_state.params):
+            new_parts, metrics = self._call(signature, {"batch": batch, "state": train_state}, parts, batch)
         new = TrainState(*(parts if self.donate else new_parts))
         new._memory.shapes = signature[0]
         if self.donate:
@@ -297,7 +337,9 @@ def rehearse(update: Callable[..., Any], *arguments: Any) -> Any:
 def shapes(values: Any) -> str:
     """What decides whether a graph fits: structure, shapes, dtypes and devices."""
     flat, structure = tree.flatten(values)
-    described = [(*v.shape, v.dtype, v.device) if isinstance(v, Tensor) else type(v) for v in flat]
+    described = [
+        (*v.shape, v.dtype, v.device, *getattr(v, "placements", ())) if isinstance(v, Tensor) else type(v) for v in flat
+    ]
     return f"{structure}{described}"
 
 
