@@ -10,6 +10,7 @@ from torch import Tensor
 from fnn.nn._floating import exact, floating
 from fnn.nn._inference import inferring
 from fnn.nn._layer import Layer, Params, Shapes, State, expect, layer, parameter_dtype
+from fnn.ops import _synchronised
 
 
 @layer
@@ -73,12 +74,12 @@ class BatchNorm(Layer):
         if train:
             axes = [axis for axis in range(x.dim()) if axis != 1]
             count = x.numel() // max(1, x.shape[1])
-            if count <= 1 and not inferring():
+            if count * _synchronised.processes() <= 1 and not inferring():
                 raise ValueError(
                     f"BatchNorm: training needs more than one value per channel, got an input of shape {tuple(x.shape)}"
                 )
-            variance, mean = torch.var_mean(values, axes, correction=0)
-            unbiased = variance * (count / max(1, count - 1))
+            variance, mean, correction = _synchronised.var_mean(values, axes, count)
+            unbiased = variance * correction
             state, rate = {}, self.momentum
             if rate is None:
                 state["num_batches_tracked"] = tracked[0] + 1

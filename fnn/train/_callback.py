@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
+from fnn import _ranks
 from fnn.train._history import History
 from fnn.train._state import TrainState
 from fnn.train._step import Step
+from fnn.train._together import any_of
+
+_PATIENCE = 5.0
+"""Seconds after which a signal is to have taken effect; launchers leave a run half a minute to save itself."""
 
 
 @dataclasses.dataclass
 class Run:
-    """A run in progress: what callbacks read, and where they ask it to stop."""
+    """A run in progress: what callbacks read, and where they ask it to stop.
+
+    Where there are several processes, `ended` and `signal` are the same on all of them: they change in `settle` only.
+    """
 
     step_fn: Step
     train_state: TrainState
@@ -36,6 +45,13 @@ class Run:
     """Why a callback, or an error, ended the run."""
     signal: str | None = None
     """The signal that broke the run off: "interrupted" or "terminated"."""
+    asked: str | None = None
+    """Why a callback of this process has asked the run to end."""
+    heard: str | None = None
+    """The signal that this process got."""
+    slow: bool = False
+    """Whether so much time passes from one reading of the metrics to the next that signals are settled in between."""
+    settled_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def epoch(self) -> int:
@@ -53,12 +69,46 @@ class Run:
         return self.ended is not None or (self.total_steps is not None and self.step >= self.total_steps)
 
     def stop(self, reason: str) -> None:
-        """End the run after this step; the reason ends up in `history.stopped`."""
-        self.ended = self.ended or reason
+        """End the run after this step; the reason ends up in `history.stopped`.
+
+        One of several processes is enough: they all end at the next reading of the metrics, after the same step.
+        """
+        self.asked = self.asked or reason
+        if _ranks.count() == 1:
+            self.ended = self.ended or reason
+
+    def interrupt(self, reason: str) -> None:
+        """As `stop`, for a signal that came to this process."""
+        self.heard = reason
+        if _ranks.count() == 1:
+            self.signal = reason
+
+    def settle(self, *, reading: bool = True) -> None:
+        """Make what one process asks for what all do; every process has to call this, after the same step.
+
+        reading: False between two readings of the metrics, where only signals count: a callback that stops the run
+            does so after the same step each time that the run is repeated
+        """
+        if _ranks.count() == 1:
+            return
+        slow = time.monotonic() - self.settled_at > _PATIENCE
+        heard, asked, slow = any_of(self.heard is not None, reading and self.asked is not None, slow)
+        if reading:
+            self.slow, self.settled_at = slow, time.monotonic()
+        if heard or asked:
+            wishes = _ranks.gather("fit", (self.heard, self.asked if asked else None))
+            self.signal = self.signal or next((heard for heard, _ in wishes if heard), None)
+            self.ended = self.ended or next((asked for _, asked in wishes if asked), None)
 
 
 class Callback:
-    """Base of observers of `fit`: override what you need."""
+    """Base of observers of `fit`: override what you need.
+
+    Of several processes each has its own, and `row` and `metrics` are the same on all of them.
+    """
+
+    main_only = False
+    """Whether rank 0 alone has it: True for what prints or writes files, and never waits for the other processes."""
 
     def start(self, run: Run) -> None:
         """Before the first step."""

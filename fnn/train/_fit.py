@@ -6,6 +6,10 @@ step. A run's position is its step count alone: batch `step % len(loader)` of ep
 A checkpoint is taken between two steps, after the row of the history and all callbacks of the step before, so that
 what it holds decides the rest of the run. An interrupted run is saved before its broken row is written down: the run
 that goes on from there writes the whole row.
+
+Several processes that train one network are all in the same place of this loop, since each of its steps, rows and
+checkpoints may be an operation of all. What only one of them knows, such as a signal, decides nothing before it is
+settled (`Run.settle`).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from fnn import _ranks
 from fnn.train._callback import Callback, Run
 from fnn.train._checkpoint import Checkpointer
 from fnn.train._checkpoint_content import apply_callbacks
@@ -25,6 +30,7 @@ from fnn.train._nonfinite import check_skipped
 from fnn.train._signals import Signals
 from fnn.train._state import TrainState
 from fnn.train._step import Step
+from fnn.train._together import any_of, check_alike, check_trained_together, explain
 
 Evaluation = Callable[[TrainState], dict[str, float]]
 
@@ -64,11 +70,15 @@ def fit(
     Ctrl-C and SIGTERM end the run after the current step, with `history.stopped` "interrupted" or "terminated"; a
     second one ends it at once.
 
+    In several processes (`fnn.distributed.init`) every one calls this, with the same arguments. They settle at each
+    reading whether one of them has got a signal or was asked to stop, and then all end after the same step; where
+    readings are more than five seconds apart, signals are settled after each step. The history is that of rank 0.
+
     A step whose loss or update is not finite is skipped inside the step (see `pure_step`) and counts in no mean; a
     row says how many were "skipped". Raises `NonFiniteError` where too many come in a row, naming the step and the
     first leaf that is not finite, and at once where the batch itself is to blame. That is noticed when metrics are
     read. Whatever error ends a run carries the trained state and the rows so far as `error.train_state` and
-    `error.history`.
+    `error.history`. Raises `ValueError`, on every process, where options or states differ between processes.
     """
     _check(epochs, steps, eval_every=eval_every, log_every=log_every, nonfinite_limit=nonfinite_limit)
     if resume and checkpoints is None:
@@ -84,8 +94,23 @@ def fit(
         raise ValueError("fit: the loader has no batches")
     total = steps if epochs is None else epochs * per_epoch if per_epoch else None
     at = int(train_state.step)
+    options = {
+        "epochs": epochs,
+        "steps": steps,
+        "eval": eval is not None,
+        "eval_every": eval_every,
+        "log_every": log_every,
+        "nonfinite_limit": nonfinite_limit,
+        "checkpoints": checkpoints is not None,
+        "resume": resume,
+        "callbacks": [type(callback).__name__ for callback in callbacks if not callback.main_only],
+        "len(loader)": per_epoch,
+    }
+    check_alike(options, train_state)
+    check_trained_together(step, train_state, loader)
+    callbacks = [callback for callback in callbacks if _ranks.is_main() or not callback.main_only]
     run = Run(step, train_state, History(), at, total, per_epoch, started_at=at, epoch_began=at)
-    meter = Meter(run)
+    meter = Meter(run, loader)
     if total is not None:  # a run of five bad steps is no success either
         nonfinite_limit = min(nonfinite_limit, max(total - at, 1))
     saved = None if checkpoints is None else checkpoints.open(run, meter, loader, resume=resume)
@@ -110,9 +135,11 @@ def fit(
                 started.append(callback)
             if saved is not None:
                 apply_callbacks(callbacks, saved, run.train_state)
+            run.settle()
             loop.run_all()
         except BaseException as error:
-            run.stop(type(error).__name__)
+            explain(error)
+            run.ended = run.ended or type(error).__name__
             error.train_state, error.history = run.train_state, run.history  # type: ignore[attr-defined]
             torn = "" if isinstance(error, Exception) else ", parts of which may be of the step that was under way"
             error.add_note(
@@ -173,13 +200,17 @@ class _Loop:
             self.meter.add(metrics, batch)
             for observe in self.after_step:
                 observe(run)
-            if run.step % self.log_every == 0 or run.step == run.started_at + 1:
+            reading = run.step % self.log_every == 0 or run.step == run.started_at + 1
+            saving = self.checkpoints is not None and self.checkpoints.due(run.step)
+            if reading:
                 values = self.read()
                 for callback in self.callbacks:
                     callback.log(run, values)
+            if reading or saving or run.slow or self.row_due():
+                run.settle(reading=reading or saving or self.row_due())
             if self.row_due():
                 self.row()
-            elif self.checkpoints is not None and self.checkpoints.due(run.step):
+            elif self.checkpoints is not None and saving:
                 self.read()
                 self.checkpoints.save_run(run, self.meter, self.callbacks)
             if run.stop_reason is not None or run.step == run.total_steps:
@@ -195,12 +226,40 @@ class _Loop:
             self.row()
 
     def batches(self) -> Iterator[Any]:
-        """The rest of the current epoch; the processes that load it may die of the signal that ends the run."""
-        try:
-            yield from _batches(self.loader, self.run)
-        except Exception:
-            if self.run.signal is None:
-                raise
+        """The rest of the current epoch; how many batches there are is the same in all processes."""
+        batches = self.loaded()
+        if _ranks.count() == 1 or self.run.steps_per_epoch is not None:
+            yield from batches
+            return
+        while True:
+            given = list(itertools.islice(batches, 1))
+            some, none = any_of(bool(given), not given)
+            if some and none:
+                raise ValueError(
+                    f"fit: after step {self.run.step} the loader of rank {_ranks.rank()} has "
+                    f"{'another batch' if given else 'ended'}, unlike that of another rank; give every process as many "
+                    "batches"
+                )
+            if none:
+                return
+            yield from given
+
+    def loaded(self) -> Iterator[Any]:
+        """The rest of the current epoch; the processes that load it may die of the signal that ends the run.
+
+        Where the run has to go on to the step after which all processes end, they are started anew.
+        """
+        run, failed = self.run, -1
+        while True:
+            try:
+                yield from _batches(self.loader, run)
+            except Exception:
+                if run.heard is None or run.step == failed:
+                    raise
+                if run.signal is None:
+                    failed = run.step
+                    continue
+            return
 
     def row_due(self) -> bool:
         """Whether a row of the history ends at this step; of a loader without length only its end tells."""
@@ -241,9 +300,11 @@ class _Loop:
         if self.eval is not None and not stopped:
             row |= _evaluated(self.eval(run.train_state))
         row |= {"seconds": meter.seconds(), "examples_per_second": run.examples_per_second}
+        row = _ranks.on_main("fit", lambda: row)  # clocks differ, and callbacks are to decide alike
         run.history.rows.append(row)
         for callback in self.callbacks:
             callback.epoch(run, row)
+        run.settle()
         if self.checkpoints is not None and not broken_off:
             self.checkpoints.save_run(run, meter, self.callbacks, row, finished=run.finished)
         meter.restart_clock()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from fnn import _ranks
 from fnn._files import replace_file
 
 _NO_CURVE = ("epoch", "step", "skipped", "seconds", "examples_per_second")
@@ -52,7 +53,7 @@ class History:
     def to_csv(self, path: str | Path) -> None:
         """Write all rows; the file that was there stays whole until the new one is complete.
 
-        Raises `OSError` naming the file where it cannot be written.
+        Of several processes rank 0 alone writes. Raises `OSError` naming the file where it cannot be written.
         """
 
         def write(temporary: Path) -> None:
@@ -61,18 +62,21 @@ class History:
                 writer.writeheader()
                 writer.writerows(self.rows)
 
-        replace_file("History.to_csv", path, write)
+        if _ranks.is_main():
+            replace_file("History.to_csv", path, write)
 
     def plot(self, path: str | Path) -> None:
         """Draw each metric, training and evaluation in one panel, as an image (PNG, or what `path` ends in).
 
         Over epochs, or over steps where the rows are not whole epochs. A loss that spans two decades or more has a
         logarithmic axis. The best evaluation is marked where the metric's name says what is better ("loss", "error",
-        ... the lowest; "accuracy", "f1", ... the highest).
+        ... the lowest; "accuracy", "f1", ... the highest). Of several processes rank 0 alone draws.
 
         Raises `ImportError` where matplotlib is absent, `ValueError` without rows and for rows without epoch or step,
         `OSError` where the file cannot be written; a file that was there stays whole then.
         """
+        if not _ranks.is_main():
+            return
         figure = self._figure()
         kind = Path(path).suffix[1:] or "png"
         replace_file("History.plot", path, lambda file: figure.savefig(file, dpi=120, format=kind))

@@ -13,6 +13,7 @@ import contextlib
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fnn import tree
@@ -107,3 +108,14 @@ def _settle(new: Any, old: Any) -> Any:
         everywhere = [Replicate()] * old.device_mesh.ndim
         new = DTensor.from_local(new, old.device_mesh, everywhere, run_check=False)
     return new.redistribute(old.device_mesh, old.placements)
+
+
+def on_all(good: Tensor, params: Any) -> Tensor:
+    """Whether a 0-d bool is True on every process, where parameters are parted."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        return good
+    from torch.distributed.tensor import DTensor, Partial
+
+    bad = torch.where(good, 0.0, 1.0)
+    return DTensor.from_local(bad, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor() == 0

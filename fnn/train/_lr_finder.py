@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fnn import optim
+from fnn import _ranks, optim
 from fnn._files import replace_file
 from fnn.train._rates import constant_rates
 from fnn.train._state import TrainState
@@ -43,8 +43,11 @@ class LRCurve:
     def plot(self, path: str | Path) -> None:
         """Draw loss over learning rate, with the suggestion, as an image (PNG, or what `path` ends in).
 
+        Of several processes rank 0 alone draws.
         Raises `ImportError` where matplotlib is absent, `OSError` where the file cannot be written.
         """
+        if not _ranks.is_main():
+            return
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:

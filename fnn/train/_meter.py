@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fnn import _ranks
 from fnn.train._callback import Run
 from fnn.train._step import Metrics, batch_size
 
@@ -18,11 +19,14 @@ OWN = ("epoch", "step", "skipped", "seconds", "examples_per_second")
 class Meter:
     """Means over the steps of a row of the history, speed, and which steps were not finite.
 
-    Metrics stay on the device until `read`. Steps that were not finite count in no mean.
+    Metrics stay on the device until `read`. Steps that were not finite count in no mean. Speed is that of all
+    processes together where `loader` parts its batches among them.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, loader: Any):
         self.run = run
+        mesh = getattr(loader, "shard", None)
+        self._parts = 1 if mesh is None else _ranks.data_axis("fit", mesh)[1]
         self.totals: dict[str, float] = {}
         self.steps = self.skipped = 0
         """Steps in the row up to the last read, and how many of them were not finite."""
@@ -41,7 +45,7 @@ class Meter:
         if "loss" not in metrics or metrics["loss"].dim():
             raise ValueError('fit: the metrics of a step must contain "loss", a 0-d tensor')
         self._pending.append(metrics)
-        self._examples += batch_size(batch)
+        self._examples += batch_size(batch) * self._parts
 
     def read(self) -> tuple[dict[str, float], list[int]]:
         """Wait for the device: the last step's metrics, and those of the steps since the last read that were bad."""

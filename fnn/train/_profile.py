@@ -22,7 +22,8 @@ class Profile(Callback):
     steps: how many are recorded
 
     What `fit` does between these steps is recorded with them. Where one of them compiles again the window moves on, so
-    that no compilation is in it. The profiler slows the steps in the window down, not the others.
+    that no compilation is in it. The profiler slows the steps in the window down, not the others. Of several processes
+    it records rank 0.
 
     Raises `ValueError` for bad arguments, `OSError` where the folder cannot be made. A run that ends before the window
     is full warns, and writes what there is.
@@ -34,6 +35,8 @@ class Profile(Callback):
         ...     step, train_state, batches, epochs=1, callbacks=[profile]
         ... )  # doctest: +SKIP
     """
+
+    main_only = True
 
     def __init__(self, folder: str | os.PathLike[str], *, start: int = 10, steps: int = 5):
         for name, value, least in (("start", start, 2), ("steps", steps, 1)):

@@ -22,8 +22,10 @@ class Progress(Callback):
 
     Says first what is compiled and then how long that took, where a resumed run goes on, how many steps were skipped
     because they were not finite, and why a run ended early. Where there is no terminal it prints a line for each row of
-    the history, and between rows one every half minute. Of many metrics it shows the first.
+    the history, and between rows one every half minute. Of many metrics it shows the first. Only rank 0 shows anything.
     """
+
+    main_only = True
 
     def start(self, run: Run) -> None:
         from rich.console import Console

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fnn import _ranks
 from fnn._files import replace_file
 from fnn.train._callback import Callback, Run
 
@@ -23,7 +24,8 @@ class Record(Callback):
     facts: more entries
 
     As a callback it writes "running" once the run has its folder, and "failed" with the error where one ends it; what
-    came of a run that ended otherwise is told by `write`.
+    came of a run that ended otherwise is told by `write`. Of several processes rank 0 alone writes; all ask it for the
+    `status`.
 
     Example:
         >>> import tempfile
@@ -34,6 +36,8 @@ class Record(Callback):
         >>> record.status()
         'finished'
     """
+
+    main_only = True
 
     def __init__(self, path: str | os.PathLike[str], config: Any, **facts: Any):
         if not isinstance(config, Mapping):
@@ -50,11 +54,17 @@ class Record(Callback):
                 self.write("failed", error=str(error))
 
     def status(self) -> str | None:
-        """What the file says now; None where there is none."""
-        return json.loads(self.path.read_text()).get("status") if self.path.is_file() else None
+        """What the file says now; None where there is none. Every process has to call this."""
+
+        def read() -> str | None:
+            return json.loads(self.path.read_text()).get("status") if self.path.is_file() else None
+
+        return _ranks.on_main("Record.status", read)
 
     def write(self, status: str, **facts: Any) -> None:
         """Replace the file. Raises `OSError` that names it where it cannot be written."""
+        if not _ranks.is_main():
+            return
         text = json.dumps({**self.facts, "status": status, **facts}, indent=2, default=str) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file("Record", self.path, lambda temporary: temporary.write_text(text))

@@ -16,8 +16,9 @@ class Signals:
 
     At once means `KeyboardInterrupt` for Ctrl-C and the exit code 143 for SIGTERM. A signal that the process ignores,
     as under nohup, stays ignored. A run inside another run stops that one too. Processes that load data may have got
-    the same signal, and their end is no error then. Outside the main thread, where Python delivers no signals, this
-    does nothing.
+    the same signal, and their end is no error then. Of several processes that train together one may get it, or each
+    after another step: all end after the same step, see `Run.settle`. Outside the main thread, where Python delivers
+    no signals, this does nothing.
     """
 
     def __init__(self, run: Run):
@@ -35,9 +36,9 @@ class Signals:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.run.signal is not None:
+        if self.run.heard is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-        self.run.signal = REASONS[signal.Signals(number)]
+        self.run.interrupt(REASONS[signal.Signals(number)])
         child = getattr(signal, "SIGCHLD", None)  # at which torch raises, wherever the program is, if a worker died
         if child is not None and callable(signal.getsignal(child)):
             self.previous[child] = signal.signal(child, signal.SIG_DFL)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnn import tree
+from fnn import _ranks, tree
+from fnn._placement import whole
 from fnn.train._callback import Callback, Run
 from fnn.train._graph import step_graph
 from fnn.train._rates import learning_rates
@@ -30,7 +31,8 @@ class TensorBoard(Callback):
     The metrics of single steps appear as "step/loss", ..., learning rates among them, the columns of the history as
     "epoch/loss", "epoch/eval_loss", ..., both over steps. A run replaces what an earlier one wrote in `folder` after
     the step that it starts from: all of that, or where it goes on from a saved state, what came after it. The row that
-    an interruption broke off stays, beside the whole row that the resumed run writes.
+    an interruption broke off stays, beside the whole row that the resumed run writes. Of several processes rank 0 alone
+    writes, while all of them gather parted parameters for `histograms` and call `images`.
 
     Raises `ImportError` naming the extra to install where tensorboard is absent, `TypeError` or `ValueError` for bad
     arguments and for images of another shape.
@@ -67,14 +69,19 @@ class TensorBoard(Callback):
         self.config = None if config is None else _flat(config)
 
     def start(self, run: Run) -> None:
+        self.writer: Any = None
+        if not _ranks.is_main():
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         folder = None if self.folder is None else os.fspath(self.folder)
-        self.writer: Any = SummaryWriter(folder, purge_step=run.step + 1)
+        self.writer = SummaryWriter(folder, purge_step=run.step + 1)
         self.folder = self.writer.log_dir
         self._graph_due, self._columns = self.graph, None
 
     def log(self, run: Run, metrics: dict[str, float]) -> None:
+        if self.writer is None:
+            return
         if self._graph_due:
             from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -84,20 +91,26 @@ class TensorBoard(Callback):
         self._scalars("step", run.step, metrics | learning_rates(run.train_state.opt_state))
 
     def epoch(self, run: Run, row: dict[str, float]) -> None:
-        values = {name: row[name] for name in row if name not in ("epoch", "step")}
-        self._scalars("epoch", run.step, values)
-        if self.config is not None and self._columns != list(values):
-            self._columns = list(values)
+        due = self.histograms and len(run.history.rows) % self.histograms == 0
+        images = self.images(run) if self.images is not None else {}
+        for path, leaf in tree.paths(run.train_state.params).items() if due else ():
+            values = whole(leaf.detach())
+            if self.writer is not None and values.numel():
+                self.writer.add_histogram(f"params/{path.replace('.', '/')}", values.float(), run.step)
+        if self.writer is None:
+            return
+        columns = {name: row[name] for name in row if name not in ("epoch", "step")}
+        self._scalars("epoch", run.step, columns)
+        if self.config is not None and self._columns != list(columns):
+            self._columns = list(columns)
             self._hyperparameters(ended=False)
-        if self.histograms and len(run.history.rows) % self.histograms == 0:
-            for path, leaf in tree.paths(run.train_state.params).items():
-                if leaf.numel():
-                    self.writer.add_histogram(f"params/{path.replace('.', '/')}", leaf.detach().float(), run.step)
-        for name, images in (self.images(run) if self.images is not None else {}).items():
-            self.writer.add_images(name, _drawable(name, images), run.step)
+        for name, drawn in images.items():
+            self.writer.add_images(name, _drawable(name, drawn), run.step)
         self.writer.flush()
 
     def end(self, run: Run) -> None:
+        if self.writer is None:
+            return
         if self.config is not None and self._columns is not None:
             self._hyperparameters(ended=True)
         self.writer.close()

@@ -18,7 +18,7 @@ class WandB(Callback):
 
     The metrics of single steps appear as "step/loss", ..., learning rates among them, the columns of the history as
     "epoch/loss", "epoch/eval_loss", ..., both over the number of steps. A run that goes on from a checkpoint goes on
-    under the same id; the steps that it repeats are then there twice.
+    under the same id; the steps that it repeats are then there twice. Of several processes rank 0 alone sends them.
 
     wandb is imported when this is made, not with fnn. Raises `ImportError` where it is absent, and
     `TypeError` for a config that is no mapping.
@@ -27,6 +27,8 @@ class WandB(Callback):
         >>> from fnn import train
         >>> board = train.WandB("digits", config={"lr": 3e-3}, mode="offline")  # doctest: +SKIP
     """
+
+    main_only = True
 
     def __init__(self, project: str, config: Mapping[str, Any] | None = None, **options: Any):
         try:
