@@ -28,6 +28,7 @@ def page() -> str:
         "Training steps": train_step(),
         "Memory of a training step": f"{step_memory()}\n\n{remat_memory()}",
         "Compiling whole training steps": compile_models(),
+        "Several processes": distributed(),
         "Matrix products": products(),
         "Bilinear layers": bilinear(),
         "Derivatives": f"{derivatives()}\n\n{jacobian_memory()}",
@@ -130,6 +131,28 @@ def compile_models() -> str:
         "difference of any parameter from the eager step's, in float32, whose rounding BatchNorm over two examples "
         "enlarges (`benchmarks/compile_models.py`):",
         _table(["", "million parameters", "batch", "cold", "warm", "step", "graphs", "difference"], rows),
+        _machine(result),
+    )
+
+
+def distributed() -> str:
+    if (result := _load("distributed")) is None:
+        return ""
+    rows = []
+    for count, models in result["results"].items():
+        for model, cases in models.items():
+            for placement, row in cases.items():
+                times = [_digits(value) for value in (row["milliseconds"], *row["quartiles"])]
+                sizes = [_digits(row[f"{name}_bytes"] / 2**20) for name in ("sent", "formula", "state", "peak")]
+                rows.append([f"{count} x {model}, {placement}", *times, _digits(row["of_data_parallel"]), *sizes])
+    how = "compiled" if result["compiled"] else "eager"
+    header = ["", "ms", "quartiles", "", "of data parallel", "sent, MiB", "by formula", "state, MiB", "peak, MiB"]
+    return _section(
+        f"One step of Adam on 1, 2 and 4 processes, {how}, the whole batch always the same "
+        "(`benchmarks/distributed.py`). All processes share this one machine, so more of them are not faster; what "
+        "counts are the ratios of a row to data parallel in the same round, and what each process sends and keeps. "
+        "[What scaling costs](scaling.md) explains the formulas.",
+        _table(header, rows),
         _machine(result),
     )
 
