@@ -46,7 +46,7 @@ def replace_file(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def independent(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def check_readable(who: str, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the rename itself survive a power cut, where the system lets a folder be flushed."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
-from fnn import tree
+from fnn import _ranks, tree
 
 
 def is_parted(leaf: Any) -> bool:
@@ -55,3 +56,29 @@ def implicit_replication() -> Iterator[None]:
             yield
     finally:
         _replicating = False
+
+
+def check_same_leaves(who: str, leaves: dict[str, Tensor], cure: str) -> None:
+    """Raise `ValueError`, on every process, where dtype, shape or placement of a leaf is not the same on all."""
+    if _ranks.count() == 1:
+        return
+    described = {f"leaf {path!r}": describe(leaf) for path, leaf in leaves.items()}
+    digest = hashlib.sha256(repr(described).encode()).hexdigest()
+    if len(set(_ranks.gather(who, digest))) > 1:  # the whole list, which is long, goes round only where it is needed
+        _ranks.check_same(who, described, cure)
+
+
+def describe(leaf: Tensor) -> str:
+    """Dtype and shape of a leaf, and how it lies on its mesh."""
+    kind = f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
+    if not is_parted(leaf):
+        return kind
+    return f"{kind} {placement(leaf)}"
+
+
+def placement(leaf: object) -> str:
+    """How a parted leaf lies on its mesh, as ``data=2: Shard(dim=0)``."""
+    mesh, placements = leaf.device_mesh, leaf.placements  # type: ignore[attr-defined]
+    names = mesh.mesh_dim_names or range(mesh.ndim)
+    axes = ", ".join(f"{name}={length}" for name, length in zip(names, mesh.shape, strict=True))
+    return f"{axes}: {', '.join(map(repr, placements))}"

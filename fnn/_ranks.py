@@ -92,6 +92,25 @@ def on_main(who: str, action: Callable[[], T]) -> T:
     return told[0]
 
 
+def everywhere(who: str, action: Callable[[], T]) -> T:
+    """What `action` gives on this process; what it raises on one is raised on all. Every process has to call this."""
+    if count() == 1:
+        return action()
+    value: list[T] = []
+    error: Exception | None = None
+    try:
+        value.append(action())
+    except Exception as raised:
+        error = raised
+    told = gather(who, None if error is None else _sendable(error))
+    if error is not None:
+        raise error
+    for other in told:
+        if other is not None:
+            raise other
+    return value[0]
+
+
 def check_same(who: str, values: dict[str, Any], cure: str) -> None:
     """Raise `ValueError`, on every process, where an entry is not the same on all; every process has to call this."""
     everyone = gather(who, values)
@@ -128,9 +147,9 @@ def remember_timeout(limit: datetime.timedelta) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """An error as the other processes get it: of its class where that can be made of a message, noted as rank 0's."""
+    """An error as other processes get it: of its class where that is made of a message, and with its rank."""
     kind = type(error)
     built_in = kind.__module__ == "builtins" and not isinstance(error, UnicodeError)
     copy = kind(str(error)) if built_in else RuntimeError(f"{kind.__name__}: {error}")
-    copy.add_note("raised on rank 0")
+    copy.add_note(f"raised on rank {rank()}")
     return copy

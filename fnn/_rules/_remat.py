@@ -39,16 +39,29 @@ def remat(f: Callable[..., Any]) -> Callable[..., Any]:
     Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016; `jax.checkpoint`.
     """
     check_function("remat", f)
+    return _rematerialized(f, _call)
+
+
+def remat_shards(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`remat` of a function that makes whole tensors of parts: the tensors of its first argument, each a part.
+
+    In a compiled program every part waits for the cotangents of `f` before it is used again: a compiler that finds
+    the same whole made twice makes it once, and keeps it from the one use to the other.
+    """
+    return _rematerialized(f, _call_of_shards)
+
+
+def _rematerialized(f: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
     holder = held(f)
 
     @functools.wraps(f)
     def rematerialized(*args: Any, **kwargs: Any) -> Any:
-        return _call((holder,), args, kwargs)
+        return call((holder,), args, kwargs)
 
     return rematerialized
 
 
-def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any], shards: int = 0) -> Any:
     f = release(functions[0])
     call = Call((), (), args, kwargs)
     if not is_differentiated(call.tensors):
@@ -63,20 +76,25 @@ def _applied(functions: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str
         leaves, structure = tree.flatten(out)
         return tuple(leaves)
 
-    outputs = apply(_Rule(of_tensors), call.tensors)
+    outputs = apply(_Rule(of_tensors, shards), call.tensors)
     return tree.unflatten(structure, outputs)
 
 
+def _applied_to_shards(functions: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _applied(functions, args, kwargs, shards=len(tree.leaves(args[0])))
+
+
 _call = in_graph(_applied)
+_call_of_shards = in_graph(_applied_to_shards)
 
 
 class _Rule:
-    """A function of tensors with its own derivatives, computed from the inputs."""
+    """A function of tensors with its own derivatives, computed from the inputs, of which the first may be shards."""
 
     saved = 0
 
-    def __init__(self, f: Callable[..., tuple[Tensor, ...]]) -> None:
-        self.f = f
+    def __init__(self, f: Callable[..., tuple[Tensor, ...]], shards: int) -> None:
+        self.f, self.shards = f, shards
 
     def value(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return self.f(*inputs)
@@ -84,7 +102,7 @@ class _Rule:
     def pullback(self, inputs: Tensors, saved: Tensors, cotangents: Maybe, needs: Sequence[bool], like: Like) -> Maybe:
         wanted = [index for index, need in enumerate(needs) if need]
         given = [index for index, cotangent in enumerate(cotangents) if cotangent is not None]
-        inputs = _after(pick(cotangents, given), inputs)
+        inputs = _after(pick(cotangents, given), inputs, self.shards)
         of_wanted = at(lambda *values: pick(self.f(*values), given), inputs, wanted)
         pullback = torch.func.vjp(of_wanted, *pick(inputs, wanted))[1]
         grads: list[Tensor | None] = [None] * len(inputs)
@@ -110,11 +128,11 @@ class _Rule:
         return found
 
     def batched(self, in_dims: tuple[int | None, ...], randomness: str) -> _Rule:
-        return _Rule(torch.vmap(self.f, in_dims, randomness=randomness))
+        return _Rule(torch.vmap(self.f, in_dims, randomness=randomness), self.shards)
 
 
-def _after(cotangents: Tensors, inputs: Tensors) -> Tensors:
-    """The inputs, of which the largest waits for the cotangents where a graph is traced.
+def _after(cotangents: Tensors, inputs: Tensors, shards: int) -> Tensors:
+    """The inputs, of which the shards or else the largest wait for the cotangents where a graph is traced.
 
     Without that Inductor may order the recomputation next to the first computation, where it saves no memory. Both
     branches are the same value: what the condition is does not matter, only that it must be known first.
@@ -125,7 +143,8 @@ def _after(cotangents: Tensors, inputs: Tensors) -> Tensors:
     if max(sizes) == 0 or cotangents[0].numel() == 0:
         return inputs
     first = cotangents[0].detach().reshape(-1)[0]
-    largest = sizes.index(max(sizes))
+    numbers = range(shards) if shards else (sizes.index(max(sizes)),)
     waiting = list(inputs)
-    waiting[largest] = torch.where(first == first, inputs[largest], inputs[largest])
+    for number in numbers:
+        waiting[number] = torch.where(first == first, inputs[number], inputs[number])
     return waiting

@@ -3,7 +3,6 @@
 from fnn._ranks import is_main as is_main
 from fnn.distributed._fsdp import fsdp as fsdp
 from fnn.distributed._init import init as init
-from fnn.distributed._rules import Fused as Fused
 from fnn.distributed._rules import fully_sharded as fully_sharded
 from fnn.distributed._rules import replicated as replicated
 from fnn.distributed._rules import tensor_parallel as tensor_parallel

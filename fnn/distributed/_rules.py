@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
@@ -14,20 +13,7 @@ from fnn import tree
 from fnn._ranks import DATA, MODEL
 from fnn.distributed._axis import sharded_axis
 
-
-@dataclasses.dataclass(frozen=True)
-class Fused:
-    """An axis along which `parts` leaves of equal size lie side by side, each of which is cut: queries, keys, values.
-
-    Every process then has its heads of all three.
-    """
-
-    axis: int
-    parts: int
-
-
-Cut = int | Fused
-Placement = Mapping[str, Cut]
+Placement = Mapping[str, int]
 """Of a leaf, by the name of the mesh's axis: along which axis of its own the leaf is cut over that one."""
 
 Rules = Mapping[str, Placement] | Callable[[Any, DeviceMesh], Mapping[str, Placement]]
@@ -60,12 +46,13 @@ def fully_sharded(values: Any, mesh: DeviceMesh) -> Mapping[str, Placement]:
 def tensor_parallel(model: str, *, fully_sharded: bool = False) -> Callable[[Any, DeviceMesh], Mapping[str, Placement]]:
     """Each layer cut over the mesh's axis "model", so that two products in a row need one sum over processes.
 
-    model: "gpt" for `models.gpt`, whose attention is cut by heads; "mlp" for `models.mlp`, whose linear layers are
-        cut in pairs, outputs then inputs. What is left (embeddings, norms, an odd linear layer) is whole.
+    model: "gpt" for `models.gpt`, where of a block all matrices but `c_attn` are cut; "mlp" for `models.mlp`, whose
+        linear layers are cut in pairs, outputs then inputs. What is left (embeddings, norms, an odd linear layer) is
+        whole.
     fully_sharded: whether all leaves are cut over the axis "data" too, along another of their axes
 
-    Raises `ValueError` for another model; when used, for a tree that is not that model's, or sizes that the axis's
-    length does not divide. Source: Shoeybi et al., Megatron-LM, 2019.
+    Raises `ValueError` for another model; when used, for a tree that is not that model's.
+    Source: Shoeybi et al., Megatron-LM, 2019.
 
     Example:
         >>> from fnn import distributed, models, random
@@ -85,10 +72,12 @@ def tensor_parallel(model: str, *, fully_sharded: bool = False) -> Callable[[Any
 
 
 def _gpt(values: Any) -> dict[str, Placement]:
-    """Axes are counted from the end, for the blocks' leaves may be stacked."""
+    """Axes are counted from the end, for the blocks' leaves may be stacked.
+
+    Queries, keys and values are one leaf, of which a part would be neither; so it stays whole.
+    """
     by_outputs, by_inputs = {MODEL: -1}, {MODEL: -2}  # weights are (in, out)
     return {
-        "h.*.attn.c_attn.*": {MODEL: Fused(-1, 3)},
         "h.*.attn.c_proj.weight": by_inputs,
         "h.*.mlp.c_fc.*": by_outputs,
         "h.*.mlp.c_proj.weight": by_inputs,
@@ -116,17 +105,12 @@ def _over_data(values: Any, mesh: DeviceMesh, cuts: Mapping[str, Placement]) -> 
         raise ValueError(f"fully_sharded: no axis of the mesh is called {DATA!r}, its axes are {list(names)}")
     chosen = matched(values, cuts)
     for path, leaf in tree.paths(values).items():
-        taken = [axis_of(cut) % leaf.dim() for cut in chosen.get(path, {}).values()]
+        taken = [axis % leaf.dim() for axis in chosen.get(path, {}).values()]
         free = [0 if axis in taken else size for axis, size in enumerate(leaf.shape)]
         axis = sharded_axis(free, mesh.size(names.index(DATA)), path)
         if axis is not None:
             chosen[path] = {DATA: axis, **chosen.get(path, {})}
     return chosen
-
-
-def axis_of(cut: Cut) -> int:
-    """The axis that is cut."""
-    return cut.axis if isinstance(cut, Fused) else cut
 
 
 def matched(values: Any, rules: Mapping[str, Placement]) -> dict[str, Placement]:

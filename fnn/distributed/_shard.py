@@ -11,10 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fnn import _ranks, tree
 from fnn._placement import is_parted
-from fnn.distributed._rules import Fused, Placement, Rules, axis_of, matched
+from fnn.distributed._rules import Placement, Rules, matched
 from fnn.tree import Tree
-
-EVEN_VIEWS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 def shard(values: Tree, mesh: DeviceMesh, rules: Rules) -> Tree:
@@ -27,9 +25,9 @@ def shard(values: Tree, mesh: DeviceMesh, rules: Rules) -> Tree:
     mesh: see `distributed.init`
     rules: `{pattern: {axis of the mesh: axis of the leaf}}`, such as ``{"h.*.mlp.c_fc.weight": {"model": 1}}``; a
         pattern is matched with a leaf's path, the first that matches counts, and ``*`` is any text. A leaf is whole on
-        every process along an axis of the mesh that is not named, or where no pattern matches. `Fused` is an axis of
-        several matrices. Or a function `(values, mesh)` that gives such rules: `replicated`, `fully_sharded`,
-        `tensor_parallel("gpt")`. Parts may be of unequal size.
+        every process along an axis of the mesh that is not named, or where no pattern matches. Or a function
+        `(values, mesh)` that gives such rules: `replicated`, `fully_sharded`, `tensor_parallel("gpt")`. Parts may be of
+        unequal size.
 
     Raises `ValueError` for a pattern that matches nothing, an axis that the leaf or the mesh lacks, and for values
     that differ between processes; `TypeError` for leaves that are no tensors.
@@ -80,28 +78,14 @@ def _placements(path: str, leaf: Tensor, mesh: DeviceMesh, placement: Placement)
         raise ValueError(f"{where}, names the mesh's axis {unknown[0]!r}, but its axes are {names}{cure}")
     found: list[Any] = []
     for name in names:
-        cut = placement.get(name)
-        if cut is None:
+        axis = placement.get(name)
+        if axis is None:
             found.append(Replicate())
             continue
-        axis = axis_of(cut)
         if not -leaf.dim() <= axis < leaf.dim():
             raise ValueError(f"{where}, cuts axis {axis}, which it lacks")
-        axis %= leaf.dim()
-        found.append(_fused(where, leaf, axis, cut.parts, mesh[name].size()) if isinstance(cut, Fused) else Shard(axis))
+        found.append(Shard(axis % leaf.dim()))
     return found
-
-
-def _fused(where: str, leaf: Tensor, axis: int, parts: int, count: int) -> Any:
-    from torch.distributed.tensor.placement_types import _StridedShard
-
-    if leaf.shape[axis] % (parts * count):
-        raise ValueError(
-            f"{where}, cuts each of {parts} fused parts for {count} processes, which does not divide axis {axis}"
-        )
-    if not EVEN_VIEWS:
-        raise RuntimeError(f"{where}, cuts fused parts, which needs torch 2.13; this is torch {torch.__version__}")
-    return _StridedShard(axis, split_factor=parts)
 
 
 def _content(leaf: Tensor) -> tuple[list[int], str, int]:

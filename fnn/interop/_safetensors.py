@@ -18,7 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fnn import _ranks
 from fnn._files import check_readable, independent, replace_file
+from fnn._placement import check_same_leaves, whole
+from fnn._ranks import everywhere
 from fnn.interop._names import nest
 from fnn.tree import pytree
 
@@ -43,6 +46,9 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
     and for two leaves of one path, as of ``{"a.b": x, "a": {"b": y}}``; `OSError` that names the file where it
     cannot be written. ``save_safetensors(to_state_dict(params, state), path)`` writes torch's own names.
 
+    In a run of several processes each of them has to call this, with the same tree. Rank 0 writes, and what it raises
+    is raised on all. Leaves that are parted over processes (`DTensor`) are stored whole, gathered one after the other.
+
     Example:
         >>> import tempfile
         >>> path = tempfile.mkdtemp() + "/model.safetensors"
@@ -52,17 +58,15 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
 
     Source: https://github.com/huggingface/safetensors
     """
-    leaves: dict[str, Tensor] = {}
-    outline = _take_apart(tree, "", leaves)
-    header = _header(metadata)
-    header[OUTLINE] = json.dumps(outline, separators=(",", ":"))
-    apart = independent(leaves)
-    replace_file(
-        "save_safetensors",
-        path,
-        lambda temporary: save_file(apart, temporary, header),
-        (OSError, SafetensorError),
-    )
+    who = "save_safetensors"
+    leaves, header = everywhere(who, lambda: _flat(tree, metadata))
+    check_same_leaves(who, leaves, "give every process the same tree")
+    stored: dict[str, Tensor] = {}
+    for name, leaf in leaves.items():
+        gathered = whole(leaf.detach())
+        if _ranks.is_main():
+            stored[name] = gathered.cpu().resolve_conj().resolve_neg().contiguous()
+    _ranks.on_main(who, lambda: _write(stored, header, path))
 
 
 def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | None = None) -> Tree:
@@ -100,6 +104,25 @@ def load_safetensors(path: str | os.PathLike[str], device: torch.device | str | 
     return tree
 
 
+def _flat(tree: Tree, metadata: Mapping[str, str] | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The leaves of a tree by path, and the header that goes with them."""
+    leaves: dict[str, Tensor] = {}
+    outline = _take_apart(tree, "", leaves)
+    header = _header(metadata)
+    header[OUTLINE] = json.dumps(outline, separators=(",", ":"))
+    return leaves, header
+
+
+def _write(leaves: dict[str, Tensor], header: dict[str, str], path: str | os.PathLike[str]) -> None:
+    apart = independent(leaves)
+    replace_file(
+        "save_safetensors",
+        path,
+        lambda temporary: save_file(apart, temporary, header),
+        (OSError, SafetensorError),
+    )
+
+
 def _take_apart(node: Tree, path: str, leaves: dict[str, Tensor]) -> Outline:
     """Collect the leaves of `node` by path, in order, and return its outline."""
     if isinstance(node, Tensor):
@@ -108,7 +131,8 @@ def _take_apart(node: Tree, path: str, leaves: dict[str, Tensor]) -> Outline:
                 f"save_safetensors: two leaves have the path {path!r}: a dot in a key stands for a key in a dict of "
                 f"its own; rename one"
             )
-        leaves[path] = _storable(node, path)
+        _check_storable(node, path)
+        leaves[path] = node
         return None
     if type(node) in (list, tuple):
         kind = "list" if type(node) is list else "tuple"
@@ -149,8 +173,7 @@ def _checked_key(key: Any, path: str) -> str:
     return key
 
 
-def _storable(leaf: Tensor, path: str) -> Tensor:
-    """`leaf` as a plain dense tensor on the CPU, bits unchanged."""
+def _check_storable(leaf: Tensor, path: str) -> None:
     if leaf.is_meta:
         raise ValueError(f"save_safetensors: {_place(path)} is on the meta device and has no data to save")
     if leaf.layout is not torch.strided:
@@ -160,7 +183,6 @@ def _storable(leaf: Tensor, path: str) -> Tensor:
             f"save_safetensors: {_place(path)} has dtype {leaf.dtype}, which the format lacks; "
             f"save torch.view_as_real of a complex tensor, .dequantize() of a quantized one"
         )
-    return leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _header(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fnn import nn, ops
 from fnn.nn._layer import Params, State, expect, layer, parameter_dtype
 from fnn.nn.initializers import normal
+from fnn.ops._whole import whole
 
 
 def gpt(
@@ -63,7 +64,9 @@ def gpt(
         return x + m.mlp(m.ln_2(x))
 
     def attention(m: Any, x: Tensor) -> Tensor:
-        q, k, v = [part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in m.c_attn(x).split(width, -1)]
+        # Features that are parted among processes are no parts of queries, keys and values.
+        features = whole(m.c_attn(x), examples=True).unflatten(-1, (3, heads, -1))
+        q, k, v = [part.transpose(-3, -2) for part in features.unbind(-3)]
         y = nn.dot_product_attention(q, k, v, causal=True, drop=m.attn_dropout)
         return m.resid_dropout(m.c_proj(y.transpose(-3, -2).flatten(-2)))
 

@@ -13,6 +13,7 @@ from fnn.nn._floating import floating
 from fnn.nn._layer import Params, State, check_bias, expect, layer
 from fnn.nn._window import Size, check_count, check_sizes, per_axis, space
 from fnn.nn.initializers import Initializer, fan_in_uniform
+from fnn.ops._whole import whole
 
 CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
 
@@ -50,8 +51,8 @@ class _ConvTranspose(Convolution):
     def apply(  # type: ignore[override]
         self, params: Params, state: State, x: Tensor, *, key: Tensor | None = None, train: bool = False
     ) -> tuple[Tensor, State]:
-        weight, *bias = expect(self, params, self._shapes(x))
-        x = floating(self, x, weight.dtype)
+        weight, *bias = [whole(leaf) for leaf in expect(self, params, self._shapes(x))]
+        x = whole(floating(self, x, weight.dtype), examples=x.dim() == self.dims + 2)
         options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return CONVOLUTIONS[self.dims](x, weight, bias[0] if bias else None, *options), state
 

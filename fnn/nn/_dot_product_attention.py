@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fnn import ops
+from fnn.ops._whole import product
 
 
 def dot_product_attention(
@@ -54,7 +55,7 @@ def dot_product_attention(
     grouped, shape = (*batch, kv_heads, heads // kv_heads * length), (*batch, heads, length)
     # The queries are scaled, not the scores, which could leave float16. Products of two batches have no kernel of ours,
     # and `ops.matmul` would not follow `torch.set_float32_matmul_precision`.
-    scores = (queries * width**-0.5).reshape(*grouped, width) @ keys.mT
+    scores = product((queries * width**-0.5).reshape(*grouped, width), keys.mT)
     scores = scores.reshape(*shape, size)
     if scores.dtype in (torch.float16, torch.bfloat16):
         scores = scores.float()
@@ -72,7 +73,7 @@ def dot_product_attention(
         weights = torch.where(allowed, weights, 0.0)  # type: ignore[arg-type]  # rows without any key
     if drop is not None:
         weights = drop(weights)
-    mixed = weights.to(values.dtype).reshape(*grouped, size) @ values
+    mixed = product(weights.to(values.dtype).reshape(*grouped, size), values)
     return mixed.reshape(*shape, values.shape[-1])
 
 

@@ -46,10 +46,7 @@ def placed() -> Iterator[None]:
 
 
 def whole(x: Tensor, *, examples: bool = False) -> Tensor:
-    """`x`, all of it on every process, or each of its `examples` on one; outside of `placed` nothing is done.
-
-    Features that are parted by `fnn.distributed.Fused` count as whole examples.
-    """
+    """`x`, all of it on every process, or each of its `examples` on one; outside of `placed` nothing is done."""
     return identity(x, examples) if setting.placed else x
 
 
@@ -82,7 +79,7 @@ def _install() -> None:
     tag = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     torch.compiler.config.cache_key_tag += f" fnn::whole {tag}"
     decomposition.register_decomposition([identity])(lambda x, examples: x)
-    decomposition.register_decomposition([multiply])(torch.matmul)
+    decomposition.register_decomposition([multiply])(lambda a, b: torch.matmul(a, b))
     decomposition.fast_random_decomps.cache_clear()
 
 
@@ -159,14 +156,12 @@ def _tell_torch() -> None:
 
     @register_sharding(identity)
     def of_identity(x: Any, examples: bool) -> list[Any]:
-        wanted: list[Any] = [Replicate()]
-        if examples:
-            wanted += [Shard(0), *[p for p in x.placements if type(p).__name__ == "_StridedShard"]]
+        wanted = (Replicate(), Shard(0)) if examples else (Replicate(),)
         return [([where], [where, None]) for where in wanted]
 
     @register_sharding(multiply)
     def of_multiply(a: Any, b: Any) -> list[Any]:
-        return [([where], [where, where]) for where in (Replicate(), *map(Shard, range(a.ndim - 2)))]
+        return [([where], [where, where]) for where in (Replicate(), *[Shard(axis) for axis in range(a.ndim - 2)])]
 
     aten, known = torch.ops.aten, DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
     if aten.avg_pool2d_backward.default not in known:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fnn import tree
+from fnn._ranks import everywhere
 from fnn.train._callback import Callback
+from fnn.train._checkpoint_saved import Saved
 from fnn.train._history import History
 from fnn.train._state import TrainState
 
 STATE, ROWS = "train_state", "history"
-
-
-class Saved(NamedTuple):
-    """What was read from one checkpoint."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]
 
 
 def named(prefix: str, values: Any) -> dict[str, Tensor]:
@@ -50,7 +43,11 @@ def take_callbacks(callbacks: Sequence[Callback], tensors: dict[str, Tensor]) ->
 
 
 def apply_callbacks(callbacks: Sequence[Callback], saved: Saved, like: TrainState) -> None:
-    """Hand back to each callback what was kept of it; its states are like `like`."""
+    """Hand back to each callback what was kept of it; its states are like `like`, its tensors whole and on the CPU."""
+    everywhere("Checkpointer", lambda: _apply_callbacks(callbacks, saved, like))
+
+
+def _apply_callbacks(callbacks: Sequence[Callback], saved: Saved, like: TrainState) -> None:
     kept, now = saved.facts["callbacks"], by_name(callbacks)
     for kind in {name.partition(".")[0] for name, state in kept.items() if state is not None}:
         counts = [sum(name.partition(".")[0] == kind for name in names) for names in (kept, now)]
@@ -71,7 +68,7 @@ def take_rows(history: History, tensors: dict[str, Tensor]) -> None:
 
 
 def apply_rows(history: History, saved: Saved) -> None:
-    history.rows[:] = json.loads(saved.tensors[ROWS].numpy().tobytes())
+    history.rows[:] = json.loads(saved.tensor(ROWS).numpy().tobytes())
 
 
 def _take_apart(prefix: str, state: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def _put_together(prefix: str, kept: dict[str, Any], saved: Saved, like: TrainSt
         if entry["kind"] == "TrainState":
             state[name] = state_like(like, saved, place)
         else:
-            state[name] = saved.tensors[place] if entry["kind"] == "Tensor" else entry["value"]
+            state[name] = saved.tensor(place) if entry["kind"] == "Tensor" else entry["value"]
     return state
 
 
@@ -112,7 +109,7 @@ def state_like(like: TrainState, saved: Saved, prefix: str) -> TrainState:
     """The saved state, in the structure and memory layout of `like`."""
     expected = tree.paths(like)
     found = {
-        name.removeprefix(prefix + "."): leaf for name, leaf in saved.tensors.items() if name.startswith(prefix + ".")
+        name.removeprefix(prefix + "."): leaf for name, leaf in saved.leaves.items() if name.startswith(prefix + ".")
     }
     for path in [*expected, *found]:
         was, now = _kind(found.get(path)), _kind(expected.get(path))
@@ -121,8 +118,9 @@ def state_like(like: TrainState, saved: Saved, prefix: str) -> TrainState:
                 f"Checkpointer: {saved.path} is of another network or optimizer: leaf {path!r} is {was} there, and "
                 f"{now} in this run; make the same network and optimizer, or give another folder"
             )
-    _, structure = tree.flatten(like)
-    return tree.unflatten(structure, [torch.empty_like(leaf).copy_(found[path]) for path, leaf in expected.items()])
+    blank = tree.map(torch.empty_like, like)
+    saved.fill(named(prefix, blank))
+    return blank
 
 
 def _kind(leaf: Tensor | None) -> str:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fnn._files import independent, replace_file
+from fnn._placement import is_parted
 
 FACTS = "fnn.checkpoint"
 NO_DIGEST = "0" * 64
@@ -44,8 +45,8 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     replace_file("Checkpointer", path, save, failures=(OSError, SafetensorError))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts. Raises `DamagedError`, or `OSError` where the file cannot be read."""
+def read(path: Path) -> dict[str, Any]:
+    """The facts of a file that is whole. Raises `DamagedError`, or `OSError` where the file cannot be read."""
     facts = read_facts(path)
     digest, place = _digest(path)
     with path.open("rb") as file:
@@ -53,9 +54,30 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if file.read(len(digest)) != digest.encode():
             raise DamagedError("its checksum does not fit its content")
     try:
-        return load_file(path), facts
+        leaves(path)
     except SafetensorError as error:
         raise DamagedError(str(error)) from error
+    return facts
+
+
+def leaves(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, without their data: on the meta device."""
+    with safe_open(path, "pt") as file:  # which maps the file, so that no data is read
+        mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: torch.empty_like(leaf, device="meta") for name, leaf in mapped.items()}
+
+
+def fill(path: Path, targets: dict[str, Tensor]) -> None:
+    """Read tensors into those given, by name; of a parted one what this process holds."""
+    with safe_open(path, "pt") as file:
+        for name, target in targets.items():
+            if is_parted(target):
+                (chunk,) = target.__create_chunk_list__()  # type: ignore[attr-defined]  # DTensor's, for checkpoints
+                bounds = zip(chunk.offsets, chunk.sizes, strict=True)
+                part = tuple(slice(start, start + length) for start, length in bounds)
+                target.to_local().detach().copy_(file.get_slice(name)[part])  # type: ignore[attr-defined]
+            else:
+                target.copy_(file.get_tensor(name))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -67,14 +89,6 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise DamagedError("its header is not one of a checkpoint")
     return facts
-
-
-def facts_or_none(path: Path) -> dict[str, Any] | None:
-    """The facts, where the header is whole."""
-    try:
-        return read_facts(path)
-    except DamagedError:
-        return None
 
 
 def _header(path: Path) -> bytes:

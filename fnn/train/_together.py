@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fnn import _ranks, tree
-from fnn._everywhere import describe
-from fnn._placement import is_parted, local, mesh_of
+from fnn._placement import describe, is_parted, local, mesh_of
 from fnn.train._state import TrainState
 from fnn.train._step import Step
 
