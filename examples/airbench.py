@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import tyro
 
 import fnn
-from fnn import data, interop, losses, nn, optim, random, train, tree
+from fnn import data, distributed, interop, losses, nn, optim, random, train, tree
 from fnn.nn.initializers import fan_in_uniform
 
 
@@ -87,6 +87,7 @@ def run(config: Config) -> dict[str, float]:
     if config.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {config.epochs}")
     device = train.device(config.device)
+    mesh = distributed.init(device=device)
     init_key, order_key, mirror_key, step_key, data_key = random.split(random.key(config.seed, device), 5).unbind()
     images = load_images(config, data_key)
     half = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
@@ -118,11 +119,14 @@ def run(config: Config) -> dict[str, float]:
 
     mirrored = random.bernoulli(mirror_key, 0.5, (len(images.train[1]),)).to(images.train[1].device)
     size = min(config.batch_size, len(mirrored))
-    batches = Alternating(data.Loader((*images.train, mirrored), size, key=order_key, device=device))
-    test = data.Loader(images.test, min(size, len(images.test[1])), remainder="pad", device=device)
+    place = {"device": device, "shard": mesh}
+    batches = Alternating(data.Loader((*images.train, mirrored), size, key=order_key, **place))
+    test_size = min(size, len(images.test[1]) // mesh.size() * mesh.size())
+    test = data.Loader(images.test, test_size, remainder="pad", **place)
     optimizer = make_optimizer(config, size, len(batches))
-    step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
-    eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
+    options = {"mesh": mesh, "compile": config.compile, "strict": config.strict}
+    step = train.make_step(loss_fn, optimizer, sync_batch_norm=True, **options)
+    eval_step = train.make_eval(metric_fn, **options)
     train_state = train.TrainState.create(params, optimizer, step_key, state=state)
 
     record = train.Record(
@@ -268,6 +272,7 @@ class Alternating:
 
     def __init__(self, loader: data.Loader):
         self.loader, self.identity = loader, {**loader.identity, "mirror": "alternating"}
+        self.shard = loader.shard
 
     def __len__(self) -> int:
         return len(self.loader)

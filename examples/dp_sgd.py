@@ -31,7 +31,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import fnn
-from fnn import data, interop, losses, models, optim, random, train, tree
+from fnn import data, distributed, interop, losses, models, ops, optim, random, train, tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +85,12 @@ class PoissonLoader:
     The steps are of one shape, so a batch has room for `capacity` examples and `drawn`, (capacity,) float, is 0 where
     that is not filled. More examples than that are drawn in a step with a probability under 1e-12, and would be left
     out. Batch n of an epoch depends on the key, the epoch and n alone, so a run can go on from any of them.
+    The processes of the mesh `shard` have its examples in turn.
     """
 
-    def __init__(self, examples, batch_size: int, *, key):
-        self.examples, self.key, self.size = examples, key, len(examples[0])
+    def __init__(self, examples, batch_size: int, *, key, shard=None):
+        self.examples, self.key, self.size, self.shard = examples, key, len(examples[0]), shard
+        self.mine = slice(shard.get_rank(), None, shard.size()) if shard else slice(None)
         self.rate = batch_size / self.size
         self.capacity = next(n for n in range(batch_size, self.size + 1) if overflow(n, self.size, self.rate) < 1e-12)
 
@@ -106,7 +108,7 @@ class PoissonLoader:
         epoch_key = random.fold_in(self.key, n)
         for batch in range(start, len(self)):
             chosen = random.bernoulli(random.fold_in(epoch_key, batch), self.rate, (self.size,))
-            places = (~chosen).long().argsort(stable=True)[: self.capacity]  # the chosen ones first
+            places = (~chosen).long().argsort(stable=True)[: self.capacity][self.mine]  # the chosen ones first
             yield (*(leaf[places] for leaf in self.examples), chosen[places].float())
 
 
@@ -118,11 +120,14 @@ def overflow(capacity: int, size: int, rate: float) -> float:
     return math.exp(-size * (share * math.log(share / rate) + (1 - share) * math.log((1 - share) / (1 - rate))))
 
 
-def private_step(loss, optimizer, config: Config):
+def private_step(loss, optimizer, config: Config, mesh=None):
     """A pure step of DP-SGD, for `train.make_step(update=...)`.
 
     loss: `loss(params, x, y) -> (loss, accuracy)` of one example
+    mesh: of the processes that have a part of the batch each. Noise is added to the sum of all their gradients, once:
+        with one key it is the same on each of them
     """
+    processes = (mesh.get_group().group_name, mesh.size()) if mesh else ("alone", 1)
 
     def of_drawn(params, x, y, drawn):  # what is not drawn has no gradient
         value, accuracy = loss(params, x, y)
@@ -133,6 +138,9 @@ def private_step(loss, optimizer, config: Config):
     def update(train_state, batch):
         params, state, opt_state, key, step = train_state.parts
         total, (values, accuracies), norms = gradient(params, *batch)
+        clipped = (norms > config.max_norm).float()
+        sums = torch.stack([each.sum() for each in (values, accuracies, clipped, batch[-1])])
+        total, sums = tree.map(lambda leaf: ops.all_reduce(leaf, *processes), (total, sums))
         leaves, structure = tree.flatten(total)
         keys = random.split(random.fold_in(key, step), len(leaves)).unbind()
         deviation = config.noise * config.max_norm
@@ -140,9 +148,8 @@ def private_step(loss, optimizer, config: Config):
         # By the expected size: the actual one, too, says who was drawn.
         grads = tree.map(lambda leaf: leaf / config.batch_size, tree.unflatten(structure, noisy))
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        drawn = batch[-1].sum().clamp(min=1)
-        clipped = (norms > config.max_norm).float().sum()
-        metrics = {"loss": values.sum() / drawn, "accuracy": accuracies.sum() / drawn, "clipped": clipped / drawn}
+        means = sums[:3] / sums[3].clamp(min=1)
+        metrics = dict(zip(("loss", "accuracy", "clipped"), means.unbind(), strict=True))
         after = train.TrainState(optim.apply_updates(params, updates), state, opt_state, key, step + 1)
         return after, metrics
 
@@ -171,6 +178,7 @@ def run(config: Config) -> dict[str, float]:
         if not getattr(config, name) >= least:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(config, name)}")
     device = train.device(config.device)
+    mesh = distributed.init(device=device)
     images = data.digits() if config.data == "digits" else data.mnist(config.root)
     examples = [leaf.to(device) for leaf in images.train]
     if not config.batch_size < len(examples[0]) or not config.delta < 1 / len(examples[0]):
@@ -194,14 +202,15 @@ def run(config: Config) -> dict[str, float]:
         loss = losses.cross_entropy(logits, batch[1], reduction="none")
         return {"loss": loss, "accuracy": logits.argmax(-1) == batch[1]}
 
-    sampled = PoissonLoader(examples, config.batch_size, key=order_key)
-    plain = data.Loader(images.train, config.batch_size, key=order_key, device=device)
-    test = data.Loader(images.test, 256, remainder="pad", device=device)
+    place = {"device": device, "shard": mesh}
+    sampled = PoissonLoader(examples, config.batch_size, key=order_key, shard=mesh)
+    plain = data.Loader(images.train, config.batch_size, key=order_key, **place)
+    test = data.Loader(images.test, 256 * mesh.size(), remainder="pad", **place)
     optimizer = optim.sgd(config.lr, 0.9)
     options = {"compile": config.compile, "strict": config.strict}
-    private = train.make_step(update=private_step(loss, optimizer, config), **options)
-    public = train.make_step(loss_fn, optimizer, **options)
-    eval_step = train.make_eval(metric_fn, **options)
+    private = train.make_step(update=private_step(loss, optimizer, config, mesh), **options)
+    public = train.make_step(loss_fn, optimizer, mesh=mesh, **options)
+    eval_step = train.make_eval(metric_fn, mesh=mesh, **options)
 
     def spent(train_state) -> float:
         return epsilon(int(train_state.step), sampled.rate, config.noise, config.delta)
@@ -239,7 +248,8 @@ def run(config: Config) -> dict[str, float]:
             public, train.TrainState.create(params, optimizer, step_key), plain, epochs=config.epochs
         )
         result["public_accuracy"] = train.evaluate(eval_step, public_state, test)["accuracy"]
-        plot(history, result["public_accuracy"], config, config.out / "privacy.png")
+        if distributed.is_main():
+            plot(history, result["public_accuracy"], config, config.out / "privacy.png")
     record.write(history.stopped or "finished", steps=int(train_state.step), test=result)
     print(f"test accuracy {result['accuracy']:.4f} with (epsilon, delta) = ({result['epsilon']:.2f}, {config.delta:g})")
     if history.stopped is None:

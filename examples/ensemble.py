@@ -25,7 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import fnn
-from fnn import data, interop, losses, models, optim, random, train, tree
+from fnn import data, distributed, interop, losses, models, optim, random, train, tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,9 @@ NO_MATTER = ("device", "compile", "strict", "out", "resume", "overwrite", "tenso
 class Side:
     """Batches of all members side by side, (batch, members, ...), each member's in an order of its own."""
 
-    def __init__(self, examples, batch_size: int, *, keys, device):
-        self.loaders = [data.Loader(examples, batch_size, key=key, device=device) for key in keys]
+    def __init__(self, examples, batch_size: int, *, keys, **place):
+        self.loaders = [data.Loader(examples, batch_size, key=key, **place) for key in keys]
+        self.shard = self.loaders[0].shard
 
     def __len__(self) -> int:
         return len(self.loaders[0])
@@ -118,6 +119,7 @@ def run(config: Config) -> dict[str, float]:
             f"--members must be at least 2 and --epochs at least 1, got {config.members} and {config.epochs}"
         )
     device = train.device(config.device)
+    mesh = distributed.init(device=device)
     images = data.digits(size=32 if config.model == "lenet5" else 8)
     x, labels = (leaf.to(device) for leaf in images.test)
     net = models.lenet5() if config.model == "lenet5" else models.mlp((64, 64))
@@ -139,10 +141,10 @@ def run(config: Config) -> dict[str, float]:
         mean = probabilities(params, state, x).mean(0)
         return {"loss": losses.nll(mean.log(), labels, reduction="none"), "accuracy": mean.argmax(-1) == labels}
 
-    test = data.Loader(images.test, 256, remainder="pad", device=device)
-    update = ensemble_step(train.pure_step(loss_fn, optimizer))
+    test = data.Loader(images.test, 256 * mesh.size(), remainder="pad", device=device, shard=mesh)
+    update = ensemble_step(train.pure_step(loss_fn, optimizer, mesh=mesh))
     step = train.make_step(update=update, compile=config.compile, strict=config.strict)
-    eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
+    eval_step = train.make_eval(metric_fn, mesh=mesh, compile=config.compile, strict=config.strict)
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
     record = train.Record(config.out / "config.json", config)
     callbacks: list[train.Callback] = [record, train.Progress()]
@@ -154,7 +156,7 @@ def run(config: Config) -> dict[str, float]:
     train_state, history = train.fit(
         step,
         train_state,
-        Side(images.train, config.batch_size, keys=order_keys, device=device),
+        Side(images.train, config.batch_size, keys=order_keys, device=device, shard=mesh),
         epochs=config.epochs,
         eval=lambda train_state: train.evaluate(eval_step, train_state, test),
         callbacks=callbacks,
@@ -177,7 +179,8 @@ def run(config: Config) -> dict[str, float]:
     noise = random.normal(random.key(config.seed, device), x.shape)
     kinds = {"test digits": x, "turned by 90 degrees": torch.rot90(x, 1, (-2, -1)), "noise": noise}
     found = {kind: probabilities(*weights.values(), images).cpu() for kind, images in kinds.items()}
-    plot(found, config.out / "entropy.png")
+    if distributed.is_main():
+        plot(found, config.out / "entropy.png")
     record.write(history.stopped or "finished", steps=int(train_state.step), test=result)
     print(f"wrote everything to {config.out}")
     if history.stopped:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import tyro
 
 import fnn
-from fnn import data, interop, losses, models, optim, random, train
+from fnn import data, distributed, interop, losses, models, optim, random, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,8 @@ def run(config: Config) -> dict[str, float]:
     for name in ("head_epochs", "epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    device = train.device(config.device)
+    mesh = distributed.init(device=device)
     if not (config.resume or config.overwrite) and (
         status := train.Record(config.out / "config.json", config).status()
     ) not in (None, "finished"):
@@ -93,7 +95,6 @@ def run(config: Config) -> dict[str, float]:
             f"{config.out} holds an unfinished run ({status}); go on with it (--resume), let this one take its place "
             "(--overwrite), or give another folder"
         )
-    device = train.device(config.device)
     images = load_images(config)
     init_key, order_key, step_key = random.split(random.key(config.seed, device), 3).unbind()
     net = models.resnet18(len(images.classes), config.width)
@@ -127,9 +128,10 @@ def run(config: Config) -> dict[str, float]:
         loss = losses.cross_entropy(logits, labels, reduction="none")
         return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
 
-    batches = data.Loader(images.train, config.batch_size, key=order_key, device=device)
-    test = data.Loader(images.test, 256, remainder="pad", device=device)
-    eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
+    batches = data.Loader(images.train, config.batch_size, key=order_key, device=device, shard=mesh)
+    test = data.Loader(images.test, 256 * mesh.size(), remainder="pad", device=device, shard=mesh)
+    options = {"mesh": mesh, "compile": config.compile, "strict": config.strict}
+    eval_step = train.make_eval(metric_fn, **options)
 
     def optimizer(lr: float, epochs: int) -> optim.GradientTransformation:
         steps = epochs * len(batches)
@@ -148,13 +150,14 @@ def run(config: Config) -> dict[str, float]:
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
 
     folder = config.out / "checkpoints"
-    if not config.resume and "head" in phases:  # else the second phase could go on with what an earlier run has left
+    # Else the second phase could go on with what an earlier run has left.
+    if not config.resume and "head" in phases and distributed.is_main():
         shutil.rmtree(folder / "all", ignore_errors=True)
 
     started, failure, rows, epochs, train_state, status = time.perf_counter(), None, [], 0, None, None
     for name, (phase, phase_epochs) in phases.items():
         print(f"\nphase {name!r}: {phase_epochs} epochs")
-        step = train.make_step(loss_fn(name == "all"), phase, compile=config.compile, strict=config.strict)
+        step = train.make_step(loss_fn(name == "all"), phase, sync_batch_norm=True, **options)
         train_state = train.TrainState.create(params, phase, step_key, state=state)
         train_state = train_state.replace(step=torch.full_like(train_state.step, epochs * len(batches)))
         epochs += phase_epochs

@@ -17,6 +17,7 @@ Source: Finn, Abbeel, Levine, Model-agnostic meta-learning for fast adaptation o
 
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -210,7 +211,7 @@ def plot(config: Config, params, result: dict[str, float], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
     try:
         run(tyro.cli(Config, description=__doc__))
     except (OSError, ValueError, ImportError, train.NonFiniteError) as error:

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 import fnn
-from fnn import data, interop, losses, models, nn, optim, random, train
+from fnn import data, distributed, interop, losses, models, nn, optim, random, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ NO_MATTER += ("device", "compile", "strict", "out", "resume", "overwrite", "tens
 def run(config: Config) -> dict[str, float]:
     """Train and write; returns the losses on the held-out text, in nats a character."""
     device = train.device(config.device)
+    mesh = distributed.init(device=device)
     text = data.text(config.text)
     prompt = text.encode(config.prompt)
     if not 0 < len(prompt) < config.context or config.context % 2 or not config.temperature > 0:
@@ -105,8 +106,9 @@ def run(config: Config) -> dict[str, float]:
         net = nn.Cast(net, nn.Policy(compute=torch.bfloat16))
 
     windows, held_out = held_out_windows(text, config.context)
-    batches = data.Loader(data.Windows(text.train, config.context), config.batch_size, key=order_key, device=device)
-    test = data.Loader(windows, 64, remainder="pad", device=device)
+    place = {"device": device, "shard": mesh}
+    batches = data.Loader(data.Windows(text.train, config.context), config.batch_size, key=order_key, **place)
+    test = data.Loader(windows, 64 * mesh.size(), remainder="pad", **place)
     baseline = -five_gram(text.train, held_out, text.vocabulary_size).log().mean().item()
     print(f"\n{text}, device {device}\n5-gram model on {len(held_out):,} of the held-out: {in_bits(baseline)}")
 
@@ -128,8 +130,8 @@ def run(config: Config) -> dict[str, float]:
         "others": optim.adamw(schedule(config.lr), b2=0.99, weight_decay=0.0),
     }
     optimizer = optim.chain(optim.clip_by_global_norm(config.clip), optim.by_label(by_kind, kind))
-    step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
-    eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
+    step = train.make_step(loss_fn, optimizer, mesh=mesh, compile=config.compile, strict=config.strict)
+    eval_step = train.make_eval(metric_fn, mesh=mesh, compile=config.compile, strict=config.strict)
     numbers = {name: value for name, value in dataclasses.asdict(config).items() if name not in NO_MATTER}
     record = train.Record(config.out / "config.json", config, vocabulary=text.vocabulary)
     callbacks: list[train.Callback] = [record, train.Progress()]
@@ -160,6 +162,8 @@ def run(config: Config) -> dict[str, float]:
         print(f"{history.stopped}; saved in {config.out / 'checkpoints'}: the same command with --resume goes on")
         return result
 
+    if not distributed.is_main():
+        return result
     written = sample(net, train_state.params, prompt.to(device), sample_key, config)
     (config.out / "samples.txt").write_text(text.decode(written))
     print(f"\n{'-' * 40}\n{text.decode(written)}\n{'-' * 40}")

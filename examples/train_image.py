@@ -27,7 +27,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import fnn
-from fnn import data, interop, losses, models, nn, optim, random, train
+from fnn import data, distributed, interop, losses, models, nn, optim, random, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,9 @@ def run(config: Config) -> dict[str, float]:
     """Train once, or once a fold; returns loss and accuracy of the test images."""
     if config.epochs < 1 or config.folds == 1 or config.folds < 0:
         raise ValueError(f"--epochs must be at least 1, --folds 2 or more; got {config.epochs} and {config.folds}")
-    device, images = train.device(config.device), load_images(config)
+    device = train.device(config.device)
+    distributed.init(device=device)  # of torchrun's processes, the first prints and writes
+    images = load_images(config)
     fnn.summary(network(config), images.train[0][:1]).print()
     print(f"\n{images}, device {device}")
     return cross_validate(config, images) if config.folds else train_one(config, images)[0]
@@ -116,7 +118,7 @@ def cross_validate(config: Config, images: data.ImageDataset) -> dict[str, float
                 "another folder"
             )
         for stale in config.out.glob("fold_*"):  # else --resume could go on with what an earlier run has left
-            if stale.name != "fold_1":
+            if stale.name != "fold_1" and distributed.is_main():
                 shutil.rmtree(stale)
     folds = data.KFold(images.train, config.folds, key=random.key(config.seed), stratify=images.train[1])
     results: list[dict[str, float]] = []
@@ -142,12 +144,14 @@ def cross_validate(config: Config, images: data.ImageDataset) -> dict[str, float
 def train_one(config: Config, images: data.ImageDataset) -> tuple[dict[str, float], str]:
     """One network; returns what it is worth on the test images, and how the run ended."""
     device = train.device(config.device)
+    mesh = distributed.init(device=device)  # of all processes: each takes its part of every batch
     init_key, order_key, step_key, split_key = random.split(random.key(config.seed, device), 4).unbind()
     part, watched = images.train, images.test
     if config.early_stopping or config.schedule == "plateau":
         part, watched = data.split(part, (0.9, 0.1), key=split_key, stratify=part[1])
-    batches = data.Loader(part, config.batch_size, key=order_key, device=device)
-    watched, test = (data.Loader(x, 256, remainder="pad", device=device) for x in (watched, images.test))
+    place = {"device": device, "shard": mesh}
+    batches = data.Loader(part, config.batch_size, key=order_key, **place)
+    watched, test = (data.Loader(x, 256 * mesh.size(), remainder="pad", **place) for x in (watched, images.test))
 
     net = network(config)
     if config.precision == "bfloat16":
@@ -175,8 +179,9 @@ def train_one(config: Config, images: data.ImageDataset) -> tuple[dict[str, floa
         return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
 
     optimizer = make_optimizer(config, steps=max(1, config.epochs * len(batches) // config.accumulate))
-    step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
-    eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
+    options = {"mesh": mesh, "compile": config.compile, "strict": config.strict}
+    step = train.make_step(loss_fn, optimizer, sync_batch_norm=True, **options)
+    eval_step = train.make_eval(metric_fn, **options)
     train_state = train.TrainState.create(params, optimizer, step_key, state=state)
 
     def averaged(train_state):
@@ -221,8 +226,9 @@ def train_one(config: Config, images: data.ImageDataset) -> tuple[dict[str, floa
     if history.rows:
         history.to_csv(out / "metrics.csv")
         history.plot(out / "curves.png")
-    logits = net(final.params, images.test[0][:32].to(device), state=final.state)
-    plot_predictions(images, logits.argmax(-1).cpu(), out / "predictions.png")
+    if distributed.is_main():
+        logits = net(final.params, images.test[0][:32].to(device), state=final.state)
+        plot_predictions(images, logits.argmax(-1).cpu(), out / "predictions.png")
     status = "not finite" if failure else history.stopped or "finished"
     values = {name: value if math.isfinite(value) else None for name, value in result.items()}
     record.write(status, error=str(failure) if failure else None, steps=int(train_state.step), test=values)

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 import fnn
-from fnn import data, interop, losses, models, nn, optim, random, train
+from fnn import data, distributed, interop, losses, models, nn, optim, random, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ def run(config: Config) -> dict[str, float]:
     if config.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {config.epochs}")
     device = train.device(config.device)
+    mesh = distributed.init(device=device)
     images = load_images(config)
     init_key, order_key, step_key = random.split(random.key(config.seed, device), 3).unbind()
     classes, (_, side, _) = len(images.classes), images.image_shape
@@ -120,16 +121,16 @@ def run(config: Config) -> dict[str, float]:
         loss = losses.cross_entropy(logits, labels, reduction="none")
         return {"loss": loss, "accuracy": logits.argmax(-1) == labels}
 
-    batches = data.Loader(images.train, config.batch_size, key=order_key, device=device)
-    test = data.Loader(images.test, 256, remainder="pad", device=device)
+    batches = data.Loader(images.train, config.batch_size, key=order_key, device=device, shard=mesh)
+    test = data.Loader(images.test, 256 * mesh.size(), remainder="pad", device=device, shard=mesh)
     steps = config.epochs * len(batches)
     lr = optim.warmup_cosine(0.0, config.lr, steps // 10, steps)
     optimizer = optim.chain(
         optim.clip_by_global_norm(config.clip),
         optim.adamw(lr, weight_decay=config.weight_decay, weight_decay_mask=decays),
     )
-    step = train.make_step(loss_fn, optimizer, compile=config.compile, strict=config.strict)
-    eval_step = train.make_eval(metric_fn, compile=config.compile, strict=config.strict)
+    step = train.make_step(loss_fn, optimizer, mesh=mesh, compile=config.compile, strict=config.strict)
+    eval_step = train.make_eval(metric_fn, mesh=mesh, compile=config.compile, strict=config.strict)
     train_state = train.TrainState.create(params, optimizer, step_key, state=state)
 
     record = train.Record(

@@ -333,7 +333,8 @@ def test_import_is_light():
         before = set(sys.modules)
         import fnn
         heavy = ("triton", "torchvision", "tensorboard", "matplotlib", "sklearn", "rich", "tyro", "torch._inductor",
-                 "torch.utils.tensorboard", "pandas")
+                 "torch.utils.tensorboard", "pandas", "torch.distributed.tensor",
+                 "torch.distributed.checkpoint")
         print([name for name in heavy if name in set(sys.modules) - before])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)

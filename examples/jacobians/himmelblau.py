@@ -7,6 +7,7 @@ drawn to any of the nine; Gauss-Newton needs the Jacobian of r only, and is draw
 one point; `vmap` takes them to a grid of starts, and one compiled graph computes them.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -73,5 +74,5 @@ def main(out: Path = Path("out/jacobians"), side: int = 200, steps: int = 50) ->
     print(f"wrote {out / 'himmelblau.png'}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

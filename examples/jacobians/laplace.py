@@ -7,6 +7,7 @@ precision. The Jacobian of the output carries that to predictions: certain betwe
 The prior's precision is the one that explains the data best. Sources: MacKay, 1992; Immer, Korzepa and Bauer, 2021.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -82,5 +83,5 @@ def main(out: Path = Path("out/jacobians"), steps: int = 1500) -> None:
     print(f"wrote {out / 'laplace.png'}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -8,6 +8,7 @@ points, and the gradient of the loss through it. Source: Raissi, Perdikaris and 
 """
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -74,5 +75,5 @@ def main(out: Path = Path("out/jacobians"), steps: int = 1500) -> None:
     print(f"wrote {out / 'poisson.png'}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

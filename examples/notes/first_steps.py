@@ -7,6 +7,8 @@ reads `.grad`, a function is written down once, and a transform of it (`fnn.grad
 the derivative. Nothing is recorded on a tensor, so nothing has to be zeroed, detached or kept.
 """
 
+import os
+
 import torch
 import torch.nn.functional as F
 import tyro
@@ -166,5 +168,5 @@ def main() -> None:
     the_smallest_network()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)
