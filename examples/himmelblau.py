@@ -8,7 +8,6 @@ a loop calls. Writes himmelblau.png: the surface, and the paths on it. (Newton's
 start leads where, is examples/jacobians/himmelblau.py.)
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -90,5 +89,5 @@ def main(out: Path = Path("out/himmelblau"), steps: int = 20_000, lr: float = 1e
     print(f"wrote {out / 'himmelblau.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

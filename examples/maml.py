@@ -17,7 +17,6 @@ Source: Finn, Abbeel, Levine, Model-agnostic meta-learning for fast adaptation o
 
 import dataclasses
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -211,7 +210,7 @@ def plot(config: Config, params, result: dict[str, float], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     try:
         run(tyro.cli(Config, description=__doc__))
     except (OSError, ValueError, ImportError, train.NonFiniteError) as error:

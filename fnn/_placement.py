@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fnn import _ranks, tree
@@ -74,6 +75,14 @@ def describe(leaf: Tensor) -> str:
     if not is_parted(leaf):
         return kind
     return f"{kind} {placement(leaf)}"
+
+
+def content(leaf: Tensor) -> str:
+    """What `describe` says of a leaf, and a sum of the bits that this process holds of it."""
+    here = local(leaf).detach().contiguous().reshape(-1)
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(here.element_size(), torch.int64)
+    checksum = int(here.view(words).sum(dtype=torch.int64)) % 2**32
+    return f"{describe(leaf)} with checksum {checksum:08x}"
 
 
 def placement(leaf: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -29,8 +30,8 @@ def count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes files, rank 0."""
-    return rank() == 0
+    """Whether this is the process that prints and writes files: rank 0, or the first that torchrun has started."""
+    return rank() == 0 and (count() > 1 or os.environ.get("RANK", "0") == "0")
 
 
 def data_axis(who: str, mesh: Any) -> tuple[int, int]:
@@ -136,7 +137,8 @@ def explain_wait() -> str:
     limit = "" if _timeout is None else f"for at most {_timeout.total_seconds():g} s "
     return (
         f"rank {rank()} of {count()} was waiting for the other processes {limit}"
-        "(distributed.init(timeout=)); one of them has ended, or does something else: look at its own message"
+        "(distributed.init(timeout=)); one of them has ended, or never comes here, where each of them has to: look at "
+        "its own message"
     )
 
 
@@ -149,7 +151,7 @@ def remember_timeout(limit: datetime.timedelta) -> None:
 def _sendable(error: Exception) -> Exception:
     """An error as other processes get it: of its class where that is made of a message, and with its rank."""
     kind = type(error)
-    built_in = kind.__module__ == "builtins" and not isinstance(error, UnicodeError)
+    built_in = kind.__module__ == "builtins" and not isinstance(error, UnicodeError | ExceptionGroup)
     copy = kind(str(error)) if built_in else RuntimeError(f"{kind.__name__}: {error}")
     copy.add_note(f"raised on rank {rank()}")
     return copy

@@ -43,8 +43,8 @@ def placed(params, mesh, placement, net):
     rules = {
         "replicated": lambda: distributed.replicated,
         "fully sharded": lambda: distributed.fully_sharded,
-        "tensor parallel": lambda: distributed.tensor_parallel(net),
-        "two axes": lambda: distributed.tensor_parallel(net, fully_sharded=True),
+        "tensor parallel": lambda: distributed.tensor_parallel("gpt" if net == "gpt" else "mlp"),
+        "two axes": lambda: distributed.tensor_parallel("gpt" if net == "gpt" else "mlp", fully_sharded=True),
     }
     return distributed.shard(params, mesh, rules[placement]()) if placement in rules else params
 
@@ -106,7 +106,6 @@ def main():
     torch.set_num_threads(1)
     torch.compile = functools.partial(torch.compile, backend=args.backend)
     distributed.init(quiet=False)
-    rows = []
     for net in args.nets:
         for placement in args.placements:
             if placement == "two axes" and (_ranks.count() < 4 or net == "lenet5"):
@@ -116,20 +115,8 @@ def main():
                 row = measure(net, placement, args.steps)
             except Exception as error:
                 row = {"error": f"{type(error).__name__}: {error}"}
-            rows.append({"net": net, "placement": placement, **worst(row)})
-            report(rows[-1])
-    if _ranks.is_main():
-        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        old = known.get(str(_ranks.count()), {}).get("rows", [])
-        done = {(row["net"], row["placement"]) for row in rows}
-        rows += [row for row in old if (row["net"], row["placement"]) not in done]
-        known[str(_ranks.count())] = {
-            "torch": torch.__version__,
-            "backend": args.backend,
-            "steps": args.steps,
-            "rows": rows,
-        }
-        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+            found = {"backend": args.backend, "steps": args.steps, "torch": torch.__version__, **worst(row)}
+            report(net, placement, found)
     dist.barrier()
 
 
@@ -151,14 +138,18 @@ def worst(row):
     }
 
 
-def report(row):
+def report(net, placement, row):
+    """Print a row, and put it into the file in the place of the one that was there."""
     if not _ranks.is_main():
         return
     if "error" in row:
         cells = [row["error"].splitlines()[0]]
     else:
         cells = [f"{row['loss']:.1e}", f"{row['params']:.1e}", row["repeats"], row["graphs"], f"{row['seconds']:.0f} s"]
-    print("|", " | ".join(map(str, (row["net"], row["placement"], *cells))), "|", flush=True)
+    print("|", " | ".join(map(str, (net, placement, *cells))), "|", flush=True)
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known.setdefault(str(_ranks.count()), {}).setdefault(net, {})[placement] = row
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -283,8 +283,10 @@ def alike(a, b):
 
 def _goes_on(folder, plain):
     undisturbed = _fit(None, plain=plain)
-    for stop in (3, 4, 7):
-        _fit(folder, stop, plain)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*was written elsewhere")
+        for stop in (3, 4, 7):
+            _fit(folder, stop, plain)
     return alike(undisturbed, _fit(folder, plain=plain)), sorted(path.name for path in folder.glob("step_*"))
 
 

@@ -204,7 +204,7 @@ WRONG = [
     _wrong(
         _collectives.summed,
         *(_collectives._SumRule, _collectives._sum),
-        *(_collectives._fake_sum, _collectives._vmap_sum),
+        *(_collectives._fake_sum, _collectives._vmap_elements),
     ),
 ]
 
@@ -263,7 +263,7 @@ def test_a_batch_is_one_collective():
     assert ranks.run(N, _batched) == [["fnn::all_gather", "fnn::all_reduce", "fnn::all_reduce"]] * N
 
 
-@pytest.mark.parametrize("operation", [ops.all_gather, ops.reduce_scatter, ops.all_reduce])
+@pytest.mark.parametrize("operation", [ops.all_gather, ops.reduce_scatter, ops.all_reduce, ops.average_gradient])
 def test_one_process_alone_computes_nothing(operation):
     x = torch.ones(3, 2)
     assert operation(x, "alone", 1) is x
@@ -282,11 +282,35 @@ def test_shapes_need_no_processes(device):
             ops.all_gather(x, "nowhere", 2, 1),
             ops.reduce_scatter(x, "nowhere", 2, -1),
             ops.all_reduce(x, "nowhere", 2),
+            ops.average_gradient(x, "nowhere", 2),
         ]
         gradient = grad(lambda x: ops.all_gather(x, "nowhere", 2).sum())(x)
-    assert [tuple(y.shape) for y in found] == [(12, 4), (6, 8), (6, 2), (6, 4)]
+    assert [tuple(y.shape) for y in found] == [(12, 4), (6, 8), (6, 2), (6, 4), (6, 4)]
     assert {y.dtype for y in (*found, gradient)} == {torch.bfloat16}
     assert gradient.shape == x.shape
+
+
+def _mean(backend):
+    """Derivatives of a mean over processes by what is the same on all of them."""
+    (group, count), x = _group(), _inputs()[0][0]
+
+    def mean(x):
+        mine = (ops.average_gradient(x, group, count) ** 3).sum() * (1 + _ranks.rank())
+        return ops.all_reduce(mine, group, count) / count
+
+    run = _derivatives(mean)
+    return (torch.compile(run, fullgraph=True, backend=backend) if backend else run)(x)
+
+
+def _derivatives(f):
+    return lambda x: (f(x), grad(f)(x), jvp(f, (x,), (x.cos(),))[1], hessian(f)(x), vmap(grad(f))(x[None] * 2))
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_a_mean_has_the_same_gradient_on_every_process(backend):
+    expected = _derivatives(lambda x: 1.5 * (x**3).sum())(_inputs()[0][0])
+    for found in ranks.run(N, _mean, backend):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8]

@@ -40,4 +40,6 @@ def test_a_hello_of_a_process_that_has_ended_counts_for_nothing():
     store.set("fnn/hello/1", "of another start")
     with pytest.raises(RuntimeError, match=r"rank 1 of 2 did not come within 0.2 s \(timeout=\)"):
         store_of_attempt(store, 0, 2, datetime.timedelta(seconds=0.2))
+    with pytest.raises(RuntimeError, match=r"rank 0 of 2 did not come within 0.2 s \(timeout=\)"):
+        store_of_attempt(store, 1, 2, datetime.timedelta(seconds=0.2))
     assert start(store, 2, "first") == ["first"] * 2

@@ -92,7 +92,10 @@ def gradients(name, compiled, parted):
     if parted:
         assert any(is_parted(leaf) for leaf in tree.leaves(begun.params))
     with torch.no_grad():
-        return tree.map(whole, step(begun.parts, batch))
+        found = step(begun.parts, batch)
+    for grad in filter(is_parted, tree.leaves(found[0])):  # as torch takes a parted tensor's memory to be
+        assert grad.to_local().is_contiguous()
+    return tree.map(whole, found)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet5", "batch norm", "gpt", "gpt stacked"])
@@ -372,7 +375,12 @@ def wrong_uses():
     with pytest.raises(TypeError, match=r"is a DTensor.*train\.make_step\(loss_fn, optimizer, mesh=mesh\)"):
         fnn.grad(lambda params: net(params, x).sum())(params)
     optimizer = optim.sgd(0.1)
-    step = train.make_step(lambda p, s, x, key: (net(p, x).sum(), (s, {})), optimizer)
+    loss_fn = lambda params, state, x, key: (net(params, x).sum(), (state, {}))
+    searching = optim.lbfgs(line_search="strong_wolfe")
+    step = train.make_step(loss_fn, searching, mesh=mesh, compile=False)
+    with pytest.raises(TypeError, match="once more, at parameter '0.weight', which is parted: a line search"):
+        step(train.TrainState.create(params, searching, random.key(0)), x)
+    step = train.make_step(loss_fn, optimizer)
     with pytest.raises(TypeError, match=r"mesh=mesh"):
         step(train.TrainState.create(params, optimizer, random.key(0)), x)
     with pytest.raises(ValueError, match=r"fsdp: init: key is \[0, 0\] on rank 0 and \[0, 1\] on rank 1"):

@@ -211,7 +211,7 @@ def test_rules():
         ({"a.wieght": {"data": 0}}, "no path of the tree matches 'a.wieght'; nearest are 'a.weight'"),
         ({"a.bias": {"data": 1}}, "leaf 'a.bias', shape (5,), cuts axis 1, which it lacks"),
         ({"a.bias": {"model": 0}}, "'model', but its axes are ['data']; distributed.init(model=n)"),
-        ("tensor parallel gpt", "no path of the tree matches 'h.*.attn.c_attn.*'"),
+        ("tensor parallel gpt", "no path of the tree matches 'h.*.attn.c_proj.weight'"),
     ],
 )
 def test_errors_name_the_leaf(rules, said):

@@ -123,6 +123,12 @@ def test_empty_containers(empty, tmp_path):
     assert_same(load_safetensors(tmp_path / "x.safetensors"), empty)
 
 
+def test_a_process_that_torchrun_started_and_that_is_in_no_group_writes_a_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    save_safetensors({"a": torch.ones(2)}, tmp_path / "one.safetensors")
+    assert torch.equal(load_safetensors(tmp_path / "one.safetensors")["a"], torch.ones(2))
+
+
 def test_a_bare_tensor_is_a_tree(tmp_path):
     save_safetensors(torch.arange(3), tmp_path / "x.safetensors")
     assert_same(load_safetensors(tmp_path / "x.safetensors"), torch.arange(3))

@@ -8,7 +8,6 @@ forward derivatives in one compiled call, and solved by SciPy's sparse LU. In fl
 Source: Hairer and Wanner, Solving Ordinary Differential Equations II, 1996, IV.10.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -115,5 +114,5 @@ def main(out: Path = Path("out/jacobians"), span: float = 2.0, steps: int = 100)
     print(f"wrote {out / 'brusselator.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

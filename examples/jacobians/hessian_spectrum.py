@@ -7,14 +7,13 @@ as there are classes stand out from the bulk, and the Gauss-Newton matrix explai
 ones. Sources: Sagun et al., 2017; Papyan, 2018.
 """
 
-import os
 import time
 from pathlib import Path
 
 import tyro
 from matplotlib.figure import Figure
 
-from fnn import data, losses, models, optim, random, train
+from fnn import data, distributed, losses, models, optim, random, train
 from fnn.diff import GGNOperator, HessianOperator
 
 
@@ -64,5 +63,5 @@ def main(out: Path = Path("out/jacobians"), epochs: int = 3, count: int = 20) ->
     print(f"wrote {out / 'hessian_spectrum.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

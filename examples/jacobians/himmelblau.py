@@ -7,7 +7,6 @@ drawn to any of the nine; Gauss-Newton needs the Jacobian of r only, and is draw
 one point; `vmap` takes them to a grid of starts, and one compiled graph computes them.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -74,5 +73,5 @@ def main(out: Path = Path("out/jacobians"), side: int = 200, steps: int = 50) ->
     print(f"wrote {out / 'himmelblau.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -7,7 +7,6 @@ precision. The Jacobian of the output carries that to predictions: certain betwe
 The prior's precision is the one that explains the data best. Sources: MacKay, 1992; Immer, Korzepa and Bauer, 2021.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -83,5 +82,5 @@ def main(out: Path = Path("out/jacobians"), steps: int = 1500) -> None:
     print(f"wrote {out / 'laplace.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -7,7 +7,6 @@ heart, would have to change most for them: the norm of an example's gradient ran
 without the gradients themselves. Source: Paul et al., Deep Learning on a Data Diet (the GraNd score), 2021.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -77,5 +76,5 @@ def main(out: Path = Path("out/jacobians"), epochs: int = 10) -> None:
     print(f"wrote {out / 'mislabelled.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -7,7 +7,6 @@ f(t) = y + exp(-lr t K) (f(0) - y) with K the kernel at the start. The wider the
 Sources: Jacot, Gabriel and Hongler, 2018; Lee et al., 2019.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -80,5 +79,5 @@ def main(out: Path = Path("out/jacobians"), widths: tuple[int, ...] = (16, 128, 
     print(f"wrote {out / 'ntk.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -8,7 +8,6 @@ points, and the gradient of the loss through it. Source: Raissi, Perdikaris and 
 """
 
 import math
-import os
 import time
 from pathlib import Path
 
@@ -75,5 +74,5 @@ def main(out: Path = Path("out/jacobians"), steps: int = 1500) -> None:
     print(f"wrote {out / 'poisson.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

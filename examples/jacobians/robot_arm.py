@@ -6,7 +6,6 @@ The tip of a planar arm with four joints is a function of the joint angles. Its 
 each joint; damped least squares on it finds angles that reach a target. One compiled call solves for all targets.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -65,5 +64,5 @@ def main(out: Path = Path("out/jacobians")) -> None:
     print(f"wrote {out / 'robot_arm.png'}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

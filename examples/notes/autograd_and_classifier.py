@@ -7,7 +7,6 @@ Each function is one heading of the note. Without --root the classifier learns a
 in the files' own format. The full trainer is `python examples/train_image.py --data cifar10 --root data`.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +260,6 @@ def main(out: Path = Path("out/notes"), root: Path | None = None) -> None:
     training_a_classifier(out, root)
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose much where a core is busy
     tyro.cli(main, description=__doc__)

@@ -7,8 +7,6 @@ reads `.grad`, a function is written down once, and a transform of it (`fnn.grad
 the derivative. Nothing is recorded on a tensor, so nothing has to be zeroed, detached or kept.
 """
 
-import os
-
 import torch
 import torch.nn.functional as F
 import tyro
@@ -168,5 +166,5 @@ def main() -> None:
     the_smallest_network()
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -5,7 +5,6 @@
 Each function is one heading of the note. Writes a folder with a TensorBoard graph to --out.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -432,5 +431,5 @@ def main(out: Path = Path("out/notes")) -> None:
     dataset_and_workers()
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     tyro.cli(main, description=__doc__)

@@ -8,7 +8,6 @@ folder of TensorBoard events to --out. The optimisation of Himmelblau's function
 trainer to start a project with is examples/train_image.py.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -512,6 +511,6 @@ def main(out: Path = Path("out/notes"), root: Path | None = None) -> None:
     print(f"wrote pictures and curves to {out}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose much where a core is busy
     tyro.cli(main, description=__doc__)

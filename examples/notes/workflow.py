@@ -6,7 +6,6 @@ Each function is one chapter of the note, with its numbers. Writes workflow.safe
 of TensorBoard events to --out. With --compile the training step is one compiled graph, which pays in longer runs.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +271,6 @@ def main(out: Path = Path("out/notes"), compile: bool = False) -> None:
     print(f"wrote workflow.safetensors, model_weights.pth and tensorboard to {out}")
 
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes does it all
+if __name__ == "__main__" and fnn.distributed.is_main():  # the first of torchrun's processes does it all
     torch.set_num_threads(1)  # tensors this small gain nothing from more, and lose much where a core is busy
     tyro.cli(main, description=__doc__)

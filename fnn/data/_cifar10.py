@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnn import _ranks
 from fnn.data._images import ImageDataset, from_pixels
 from fnn.data._torchvision import torchvision
 
@@ -40,8 +41,8 @@ def cifar10(root: str | os.PathLike[str], *, download: bool = False) -> ImageDat
     """
     root = Path(root).expanduser()
     folder = root / FOLDER
-    if download and _missing(folder):
-        _fetch(root)
+    if download:  # by one process for all
+        _ranks.on_main("cifar10", lambda: _fetch(root) if _missing(folder) else None)
     if missing := _missing(folder):
         raise FileNotFoundError(
             f"cifar10: {folder.absolute()} has no {', '.join(missing)}; give the folder that holds {FOLDER} (the "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fnn import _ranks
 from fnn.data._images import ImageDataset, from_pixels
 from fnn.data._torchvision import torchvision
 
@@ -25,8 +26,8 @@ def from_idx(
         raise ValueError(f"{name}: pad is {pad!r}, expected a whole number of pixels, such as 2")
     root = Path(root).expanduser()
     folder = root / source / "raw"
-    if download and _missing(folder):
-        _fetch(name, root, source)
+    if download:  # by one process for all
+        _ranks.on_main(name, lambda: _fetch(name, root, source) if _missing(folder) else None)
     if missing := _missing(folder):
         raise FileNotFoundError(
             f"{name}: {folder.absolute()} has no {', '.join(missing)}; "

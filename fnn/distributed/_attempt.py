@@ -7,6 +7,7 @@ import time
 import uuid
 
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError
 
 
 def store_of_attempt(store: Store, rank: int, count: int, timeout: datetime.timedelta) -> Store:
@@ -21,7 +22,10 @@ def store_of_attempt(store: Store, rank: int, count: int, timeout: datetime.time
     word = uuid.uuid4().hex
     if rank > 0:
         store.set(f"fnn/hello/{rank}", word)
-        store.wait([f"fnn/answer/{word}"], timeout)
+        try:
+            store.wait([f"fnn/answer/{word}"], timeout)
+        except DistError as error:
+            raise _missing([0], count, timeout) from error
         name = store.get(f"fnn/answer/{word}").decode()
         store.set(f"fnn/{name}/{rank}", "here")
         return PrefixStore(f"fnn/{name}", store)
@@ -37,9 +41,13 @@ def store_of_attempt(store: Store, rank: int, count: int, timeout: datetime.time
                     heard[other] = hello
                     store.set(f"fnn/answer/{hello.decode()}", word)
         if missing and time.monotonic() > until:
-            raise RuntimeError(
-                f"distributed.init: rank{'s' * (len(missing) > 1)} {', '.join(map(str, sorted(missing)))} of {count} "
-                f"did not come within {timeout.total_seconds():g} s (timeout=); look at their own messages"
-            )
+            raise _missing(sorted(missing), count, timeout)
         time.sleep(0.01 if missing else 0.0)
     return PrefixStore(f"fnn/{word}", store)
+
+
+def _missing(ranks: list[int], count: int, timeout: datetime.timedelta) -> RuntimeError:
+    return RuntimeError(
+        f"distributed.init: rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))} of {count} did not come within "
+        f"{timeout.total_seconds():g} s (timeout=); look at their own messages"
+    )

@@ -27,8 +27,9 @@ def fsdp(layer: Layer | Callable[..., Any], mesh: DeviceMesh) -> Layer:
 
     A unit is a copy of an `nn.Repeat`, or a child of an `nn.Sequential`; a child that is itself a Sequential, or that
     holds a Repeat, is searched for units instead, as is every other layer made of layers. Parameters that are in no
-    unit, such as the embeddings of `models.gpt`, are gathered for the whole step. `nn.Remat` around units is left out;
-    `nn.Cast` acts before gathering, so that messages are in its dtype, and the sum of their gradients is.
+    unit, such as the embeddings of `models.gpt`, are gathered for the whole step. So a stack of layers belongs in an
+    `nn.Repeat`: a Block of 24 layers is one unit inside of a Sequential, and none by itself. `nn.Remat` around units
+    is left out; `nn.Cast` acts before gathering, so that messages are in its dtype, and the sum of their gradients is.
 
     `init` parts each unit before it makes the next one; every process calls it, with the same key. A parameter is a
     `DTensor`, parted along the longest axis that the number of processes divides, or a plain tensor where there is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import math
 import os
 import sys
 from typing import Any
@@ -27,8 +28,9 @@ def init(
         ("data",), over which batches are parted; n gives the axes ("data", "model"), of which "model" has length n and
         is made of neighbours
     device: "cpu" (backend gloo), "cuda" (nccl, and gloo for what lies in the host's memory), or "auto", which takes
-        CUDA where there is a device for each process of this machine
-    timeout: seconds that an operation of all processes waits for the slowest of them before it raises
+        CUDA where there is a device for each process of this machine. One process may use any other device too
+    timeout: seconds that an operation of all processes waits for the slowest of them before it raises, where the
+        process group is made here
     quiet: whether standard output of ranks other than 0 goes nowhere
 
     Reads what torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, ...). Without torchrun it is a run of one process, in which
@@ -42,11 +44,17 @@ def init(
         >>> mesh.mesh_dim_names, mesh.size()
         (('data',), 1)
     """
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < math.inf:
         raise ValueError(f"distributed.init: timeout is {timeout!r}, expected a number of seconds above 0")
     kind = _device_type(device)
     if not dist.is_initialized():
-        _make_group(kind, datetime.timedelta(seconds=timeout))
+        index = None if device == "auto" else torch.device(device).index
+        _make_group(kind, index, datetime.timedelta(seconds=timeout))
+    elif kind not in dist.get_backend_config():
+        raise ValueError(
+            f"distributed.init: the process group that is there, {dist.get_backend_config()}, has no backend for "
+            f"{kind!r}; give the device that it has, or leave making it to distributed.init"
+        )
     count = dist.get_world_size()
     if not isinstance(model, int) or isinstance(model, bool) or model < 1 or count % model:
         raise ValueError(
@@ -59,11 +67,11 @@ def init(
     return init_device_mesh(kind, (count // model, model), mesh_dim_names=("data", "model"))
 
 
-def _make_group(kind: str, timeout: datetime.timedelta) -> None:
+def _make_group(kind: str, index: int | None, timeout: datetime.timedelta) -> None:
     backend = "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
     options: dict[str, Any] = {"timeout": timeout}
     if kind == "cuda":
-        torch.cuda.set_device(_local_rank())
+        torch.cuda.set_device(_local_rank() if index is None else index)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         options |= {"store": HashStore(), "rank": 0, "world_size": 1}
     else:
@@ -75,11 +83,17 @@ def _make_group(kind: str, timeout: datetime.timedelta) -> None:
 
 
 def _end() -> None:
-    if dist.is_initialized():
+    # Where an error ended the program the others may be in the middle of an operation; nccl would wait for them.
+    if dist.is_initialized() and getattr(sys, "last_value", None) is None:
         dist.destroy_process_group()
 
 
 def _local_rank() -> int:
+    if "LOCAL_RANK" not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "distributed.init: LOCAL_RANK is not set, which says what device of its machine a process has; start the "
+            "processes with torchrun, or set it (Slurm: export LOCAL_RANK=$SLURM_LOCALID)"
+        )
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -88,9 +102,16 @@ def _device_type(device: torch.device | str) -> str:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "auto":
         return "cuda" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "cpu"
-    kind = torch.device(device).type
+    kind, several = torch.device(device).type, int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and (kind not in ("cpu", "cuda") or torch.device(device).index is not None):
+        raise ValueError(
+            f"distributed.init: device is {str(device)!r}, expected 'auto', 'cpu' or 'cuda' in a run of several "
+            "processes, each of which takes the device of its local rank"
+        )
     if kind not in ("cpu", "cuda"):
-        raise ValueError(f"distributed.init: device is {str(device)!r}, expected 'auto', 'cpu' or 'cuda'")
+        return "cpu"  # one process has nobody to exchange tensors with
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("distributed.init: device is 'cuda', but torch finds none here; give device='cpu', or 'auto'")
     if kind == "cuda" and torch.cuda.device_count() < here:
         raise ValueError(
             f"distributed.init: {here} processes on this machine, but {torch.cuda.device_count()} CUDA devices; start "

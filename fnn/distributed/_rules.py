@@ -44,15 +44,16 @@ def fully_sharded(values: Any, mesh: DeviceMesh) -> Mapping[str, Placement]:
 
 
 def tensor_parallel(model: str, *, fully_sharded: bool = False) -> Callable[[Any, DeviceMesh], Mapping[str, Placement]]:
-    """Each layer cut over the mesh's axis "model", so that two products in a row need one sum over processes.
+    """Layers cut over the mesh's axis "model", in pairs: two products in a row need one sum over processes.
 
-    model: "gpt" for `models.gpt`, where of a block all matrices but `c_attn` are cut; "mlp" for `models.mlp`, whose
-        linear layers are cut in pairs, outputs then inputs. What is left (embeddings, norms, an odd linear layer) is
-        whole.
+    model: "mlp" for `models.mlp` and other stacks of linear layers, as in `models.lenet5`: these are cut in pairs,
+        outputs then inputs; "gpt" for `models.gpt`, where the MLPs of the blocks are, and the inputs of
+        ``attn.c_proj``. Attention itself is not: ``attn.c_attn`` is whole, and every process computes all heads. What
+        is left (convolutions, embeddings, norms, an odd linear layer) is whole too.
     fully_sharded: whether all leaves are cut over the axis "data" too, along another of their axes
 
     Raises `ValueError` for another model; when used, for a tree that is not that model's.
-    Source: Shoeybi et al., Megatron-LM, 2019.
+    Shoeybi et al., Megatron-LM, 2019, where heads of attention are cut as well.
 
     Example:
         >>> from fnn import distributed, models, random
@@ -85,7 +86,8 @@ def _gpt(values: Any) -> dict[str, Placement]:
 
 
 def _mlp(values: Any) -> dict[str, Placement]:
-    layers = [path.removesuffix(".weight") for path in tree.paths(values) if path.endswith(".weight")]
+    weights = [path for path, leaf in tree.paths(values).items() if path.endswith("weight") and leaf.dim() == 2]
+    layers = [path.removesuffix(".weight") for path in weights]
     cuts: dict[str, Placement] = {}
     for first, second in zip(layers[::2], layers[1::2], strict=False):  # weights are (out, in)
         cuts[f"{first}.weight"] = {MODEL: -2}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fnn import _ranks, tree
-from fnn._placement import is_parted
+from fnn._placement import content, is_parted
 from fnn.distributed._rules import Placement, Rules, matched
 from fnn.tree import Tree
 
@@ -53,7 +52,7 @@ def shard(values: Tree, mesh: DeviceMesh, rules: Rules) -> Tree:
     placements = {path: _placements(path, leaf, mesh, chosen.get(path, {})) for path, leaf in leaves.items()}
     _ranks.check_same(
         "distributed.shard",
-        {f"leaf {path!r} (shape, dtype, checksum)": _content(leaf) for path, leaf in leaves.items()},
+        {f"leaf {path!r}": content(leaf) for path, leaf in leaves.items()},
         "every process has to start from the same values: the same key, or the same file",
     )
     over = [number for number in range(mesh.ndim) if mesh.size(number) > 1] or list(range(mesh.ndim))
@@ -86,11 +85,3 @@ def _placements(path: str, leaf: Tensor, mesh: DeviceMesh, placement: Placement)
             raise ValueError(f"{where}, cuts axis {axis}, which it lacks")
         found.append(Shard(axis % leaf.dim()))
     return found
-
-
-def _content(leaf: Tensor) -> tuple[list[int], str, int]:
-    """What tells leaves apart: a sum of their bits."""
-    bits = leaf.detach().contiguous().reshape(-1).view(torch.uint8)
-    if leaf.element_size() % 4 == 0:
-        bits = bits.view(torch.int32)
-    return list(leaf.shape), str(leaf.dtype), int(bits.sum(dtype=torch.int64))

@@ -64,7 +64,7 @@ def save_safetensors(tree: Tree, path: str | os.PathLike[str], metadata: Mapping
     stored: dict[str, Tensor] = {}
     for name, leaf in leaves.items():
         gathered = whole(leaf.detach())
-        if _ranks.is_main():
+        if _ranks.rank() == 0:
             stored[name] = gathered.cpu().resolve_conj().resolve_neg().contiguous()
     _ranks.on_main(who, lambda: _write(stored, header, path))
 

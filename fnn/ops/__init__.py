@@ -6,6 +6,7 @@ computes the same bits in every run. `use` overrides it, `explain` says what it 
 
 from fnn.ops._collectives import all_gather as all_gather
 from fnn.ops._collectives import all_reduce as all_reduce
+from fnn.ops._collectives import average_gradient as average_gradient
 from fnn.ops._collectives import reduce_scatter as reduce_scatter
 from fnn.ops._explain import explain as explain
 from fnn.ops._functions import cross_entropy as cross_entropy

@@ -80,6 +80,21 @@ def all_reduce(x: Tensor, group: str, count: int) -> Tensor:
     return x if count == 1 else summed(x, group)
 
 
+def average_gradient(x: Tensor, group: str, count: int) -> Tensor:
+    """`x`, the same on every process of a group, whose gradient is the mean of theirs; see `all_gather`.
+
+    For a value that is the mean over the processes, which each of them differentiates by what all have. Forward mode
+    takes the tangent, too, to be the same on all.
+
+    Example:
+        >>> from fnn import ops
+        >>> ops.average_gradient(torch.ones(2), "alone", 1)
+        tensor([1., 1.])
+    """
+    _check("average_gradient", x, count)
+    return x if count == 1 else averaged(x, count, group)
+
+
 def _check(who: str, x: Any, count: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{who}: x is {type(x).__name__}, expected a tensor")
@@ -134,6 +149,11 @@ def _fake_sum(x, group):
     return x.new_empty(x.shape)
 
 
+def _fake_same(x, count, group):
+    _prepare()
+    return torch.empty_like(x)
+
+
 def _prepare() -> None:
     if tracing():
         _install()
@@ -148,7 +168,12 @@ def _install() -> None:
     # The caches of compiled code know an operator by its name: graphs of other sources must not be found.
     tag = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     torch.compiler.config.cache_key_tag += f" fnn::collectives {tag}"
-    kernels: dict[Any, Any] = {gathered: _gather, scattered: _scatter, summed: _sum}
+    kernels: dict[Any, Any] = {
+        gathered: _gather,
+        scattered: _scatter,
+        summed: _sum,
+        averaged: lambda x, count, group: x,
+    }
     for op, kernel in kernels.items():
         decomposition.register_decomposition([op])(kernel)
     decomposition.fast_random_decomps.cache_clear()
@@ -158,8 +183,8 @@ def _vmap_along_axis(op, in_dims, x, dim, count, group):
     return op(x, dim + (in_dims[0] <= dim), count, group), in_dims[0]
 
 
-def _vmap_sum(op, in_dims, x, group):
-    return op(x, group), in_dims[0]
+def _vmap_elements(op, in_dims, x, *options):
+    return op(x, *options), in_dims[0]
 
 
 class _GatherRule:
@@ -204,6 +229,21 @@ class _SumRule:
         return summed(tangent, ctx.group)
 
 
+class _MeanRule:
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, *ctx.options = inputs
+
+    @staticmethod
+    def backward(ctx, grad):
+        count, group = ctx.options
+        return summed(grad, group) / count, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return averaged(tangent, *ctx.options)
+
+
 LIBRARY = torch.library.Library("fnn", "FRAGMENT")
 
 
@@ -219,4 +259,8 @@ scattered = _operator(
     "reduce_scatter(Tensor x, int dim, int count, str group) -> Tensor",
     *(_scatter, _fake_scatter, _vmap_along_axis, _ScatterRule),
 )
-summed = _operator("all_reduce(Tensor x, str group) -> Tensor", _sum, _fake_sum, _vmap_sum, _SumRule)
+summed = _operator("all_reduce(Tensor x, str group) -> Tensor", _sum, _fake_sum, _vmap_elements, _SumRule)
+averaged = _operator(
+    "average_gradient(Tensor x, int count, str group) -> Tensor",
+    *(lambda x, count, group: x.clone(), _fake_same, _vmap_elements, _MeanRule),
+)

@@ -48,6 +48,7 @@ class ShardedLeaf:
 
     @property
     def dtype(self) -> torch.dtype:
+        """That of the parameter."""
         return self.local.dtype
 
     def gather(self) -> Tensor:

@@ -240,7 +240,7 @@ class Checkpointer:
             "config": self.config,
             "best": self.best,
             "monitor": [self.monitor, self.mode],
-            "environment": environment(tensors),
+            "environment": environment({name: leaf for name, leaf in tensors.items() if name.startswith(f"{STATE}.")}),
             "processes": count(),
             **facts,
         }

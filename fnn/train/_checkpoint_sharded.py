@@ -46,7 +46,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     for name, leaf in tensors.items():
         if is_parted(leaf) and any(placed.is_partial() for placed in leaf.placements):  # type: ignore[attr-defined]
             raise ValueError(f"Checkpointer: leaf {name!r} is a sum that is not done yet; redistribute it to Replicate")
-    mine = {name: leaf.detach() for name, leaf in tensors.items() if is_parted(leaf) or _ranks.is_main()}
+    mine = {name: leaf.detach() for name, leaf in tensors.items() if is_parted(leaf) or _ranks.rank() == 0}
     temporary = _ranks.on_main(WHO, lambda: _begin(path))
     try:
         everywhere(WHO, lambda: check_seen(temporary))
@@ -57,7 +57,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
         everyone = _ranks.gather(WHO, files)
         _ranks.on_main(WHO, lambda: _complete(temporary, path, everyone, facts))
     finally:
-        if _ranks.is_main():
+        if _ranks.rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fnn._placement import whole
 from fnn._ranks import sum_over
+from fnn.train._alike import Alike
 from fnn.train._explicit import Processes
 from fnn.train._layout import Placed, around, layout_of
 from fnn.train._state import TrainState
-from fnn.train._step import Runner, batch_size, shapes, state_shapes
+from fnn.train._step import Runner, batch_size, check_batch, shapes, state_shapes
 
 MetricFunction = Callable[[Any, Any, Any], dict[str, Tensor]]
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -43,13 +44,18 @@ class Eval(Runner):
             found = metric_fn(layout.for_loss(differentiated, params), state, batch)
             return {name: _sum(name, value, batch, mask) for name, value in found.items()}
 
+        self._alike = Alike("evaluation")
         super().__init__("evaluation", whole, compile=compile, strict=strict)
 
     def __call__(self, train_state: TrainState, batch: Any, mask: Tensor | None = None) -> Sums:
         arguments = (train_state.params, train_state.state, batch, mask)
         signature = (state_shapes(train_state), shapes((batch, mask)))
         inputs = {"batch": batch, "mask": mask, "params": train_state.params, "state": train_state.state}
-        with around(train_state.params, self.layout(train_state.params)):
+        layout = self.layout(train_state.params)
+        if isinstance(layout, Placed):
+            check_batch(batch)
+            self._alike.check(layout.mesh, train_state, batch, batch_size(batch))
+        with around(train_state.params, layout):
             return self._call(signature, inputs, *arguments)
 
 

@@ -4,7 +4,7 @@ Each of these says what of a state and a batch the loss sees, and how what comes
 
     differentiated, batch, key = layout.inside(params, batch, key)
     loss_fn(layout.for_loss(differentiated, params), state, batch, key)
-    grads, state, loss, metrics = layout.whole(grads, params, state, loss, metrics)
+    grads, new_state, loss, metrics = layout.whole(grads, params, state, new_state, loss, metrics)
 """
 
 from __future__ import annotations
@@ -30,12 +30,18 @@ class Alone:
     def for_loss(self, differentiated: Any, params: Any) -> Any:
         return differentiated
 
-    def whole(self, grads: Any, params: Any, state: Any, loss: Tensor, metrics: Any) -> tuple[Any, Any, Tensor, Any]:
-        return grads, state, loss, metrics
+    def whole(
+        self, grads: Any, params: Any, state: Any, new_state: Any, loss: Tensor, metrics: Any
+    ) -> tuple[Any, Any, Tensor, Any]:
+        return grads, new_state, loss, metrics
 
     def mean(self, loss: Tensor) -> Tensor:
         """The loss of all processes from that of this one."""
         return loss
+
+    def once_more(self, params: Any, like: Any) -> Any:
+        """What the loss of all processes is computed of at other parameters than `like`, those of the step."""
+        return params
 
     def losses(self) -> AbstractContextManager[Any]:
         """Entered around a loss while it is traced."""
@@ -54,8 +60,10 @@ class Placed(Alone):
     def inside(self, params: Any, batch: Any, key: Any) -> tuple[Any, Any, Any]:
         return params, spread(batch, self.mesh), key
 
-    def whole(self, grads: Any, params: Any, state: Any, loss: Tensor, metrics: Any) -> tuple[Any, Any, Tensor, Any]:
-        return settle(grads, params), state, whole(loss), tree.map(whole, metrics)
+    def whole(
+        self, grads: Any, params: Any, state: Any, new_state: Any, loss: Tensor, metrics: Any
+    ) -> tuple[Any, Any, Tensor, Any]:
+        return settle(grads, params), new_state, whole(loss), tree.map(whole, metrics)
 
 
 _alone = Alone()
@@ -82,8 +90,7 @@ def spread(batch: Any, mesh: Any) -> Any:
     """A batch whose plain leaves are this process's part, along axis 0, as the batch of all processes."""
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    names = mesh.mesh_dim_names or ("",)
-    over = [name == DATA or (mesh.ndim == 1 and name != MODEL) for name in names]
+    over = over_batch(mesh)
 
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or is_parted(leaf):
@@ -92,6 +99,11 @@ def spread(batch: Any, mesh: Any) -> Any:
         return DTensor.from_local(leaf, mesh, placements, run_check=False)
 
     return tree.map(one, batch)
+
+
+def over_batch(mesh: Any) -> list[bool]:
+    """Of each axis of a mesh whether batches are parted over it."""
+    return [name == DATA or (mesh.ndim == 1 and name != MODEL) for name in mesh.mesh_dim_names or ("",)]
 
 
 def settle(new: Any, old: Any) -> Any:

@@ -12,6 +12,7 @@ reported by the line that made it and not by the compiler.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import types
 import warnings
@@ -24,9 +25,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from fnn import ops, random, tree
+from fnn import _ranks, ops, random, tree
 from fnn._placement import local, mesh_of
 from fnn.optim import GradientTransformation, apply_updates
+from fnn.train._alike import Alike
 from fnn.train._compile_cache import leave_damaged_cache, look_up_early
 from fnn.train._explicit import Processes
 from fnn.train._layout import around, layout_of, on_all, settle
@@ -73,13 +75,13 @@ def pure_step(
         def loss(differentiated: Any) -> tuple[Tensor, tuple[Any, Metrics]]:
             return _loss_and_aux(loss_fn(layout.for_loss(differentiated, params), state, batch, step_key))
 
-        def value_fn(params: Any) -> Tensor:
+        def value_fn(at: Any) -> Tensor:
             with layout.losses():
-                return layout.mean(loss(layout.inside(params, (), None)[0])[0])
+                return layout.mean(loss(layout.once_more(at, params))[0])
 
         with layout.losses():  # around the gradient too, which computes again what was rematerialized
             grads, (value, (new_state, metrics)) = torch.func.grad_and_value(loss, has_aux=True)(differentiated)
-        grads, new_state, value, metrics = layout.whole(grads, params, new_state, value, metrics)
+        grads, new_state, value, metrics = layout.whole(grads, params, state, new_state, value, metrics)
         parted = mesh_of(params) is not None
         with ops.use("torch") if parted else contextlib.nullcontext():
             extra = {"value": value, "grad": grads, "value_fn": value_fn}
@@ -126,8 +128,9 @@ def make_step(
     program over the whole batch, of which each process gives its part.
 
     Errors: a batch without examples, a leaf or shape that the network does not expect (named by layer and path), a
-    loss that is no scalar, leaves of the state that share memory. Where no C++ compiler works, a warning says how to
-    get one and the step runs eagerly.
+    loss that is no scalar, leaves of the state that share memory; processes whose parts of a batch differ in size, or
+    whose states differ at the first step. Where no C++ compiler works, a warning says how to get one and the step runs
+    eagerly.
 
     Example:
         >>> from fnn import losses, nn, optim, random, train
@@ -162,6 +165,7 @@ class Runner:
     """
 
     def __init__(self, name: str, whole: Callable[..., Any], *, compile: bool, strict: bool):
+        compile = compile and os.environ.get("TORCH_COMPILE_DISABLE") != "1"  # torch's own switch
         self.compiled, self.strict = compile, strict
         self.graphs, self.compile_seconds = 0, 0.0
         self._name, self._eager = name, own_code(whole)
@@ -234,6 +238,7 @@ class Step(Runner):
     def __init__(self, update: Update, *, compile: bool, donate: bool, strict: bool = False):
         super().__init__("step", _whole(update, donate), compile=compile, strict=strict)
         self.update, self.donate = update, donate
+        self._alike = Alike("step")
         self._around = getattr(update, "around", lambda params: around(params, layout_of(params)))
 
     def _compiling(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -249,6 +254,10 @@ class Step(Runner):
         if not isinstance(train_state, TrainState):
             raise TypeError(f"step: expected a TrainState, got {type(train_state).__name__}; see TrainState.create")
         given, parts = train_state, train_state.parts
+        first = False
+        if _ranks.count() > 1:
+            check_batch(batch)
+            first = self._alike.check(getattr(self.update, "mesh", None), train_state, batch, batch_size(batch))
         if self.donate:
             train_state = own_memory(train_state)
             parts = train_state.parts
@@ -260,6 +269,8 @@ class Step(Runner):
         if self.donate:
             new._memory.owned = True
             given._memory.donate()
+        if first:
+            self._alike.check_counts(new.state)
         return new, metrics
 
 

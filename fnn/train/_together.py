@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fnn import _ranks, tree
-from fnn._placement import describe, is_parted, local, mesh_of
+from fnn._placement import mesh_of
+from fnn.train._alike import described
 from fnn.train._state import TrainState
 from fnn.train._step import Step
 
@@ -35,7 +35,7 @@ def check_alike(options: dict[str, Any], train_state: TrainState) -> None:
     """Raise `ValueError`, on every process, where they are about to do different runs."""
     if _ranks.count() == 1:
         return
-    leaves = {f"leaf {path!r} of the state": _described(leaf) for path, leaf in tree.paths(train_state).items()}
+    leaves = {f"leaf {path!r} of the state": described(leaf) for path, leaf in tree.paths(train_state).items()}
     _ranks.check_same("fit", {**options, "torch": torch.__version__, **leaves}, _CURE)
 
 
@@ -64,15 +64,3 @@ def explain(error: BaseException) -> None:
     collective = isinstance(error, dist.DistError) or any(word in said for word in _COLLECTIVE)
     if collective and not any("was waiting for" in note for note in getattr(error, "__notes__", ())):
         error.add_note(f"fit: {_ranks.explain_wait()}")
-
-
-def _described(leaf: Tensor) -> Any:
-    """A leaf as what is equal where it is equal: its shape, and the sum of its bits where it is whole."""
-    if is_parted(leaf) and not all(placement.is_replicate() for placement in leaf.placements):  # type: ignore
-        return describe(leaf)
-    here = local(leaf).detach()
-    if not here.dim() and here == here:
-        return here.item()
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(here.element_size(), torch.int64)
-    checksum = int(here.reshape(-1).view(words).sum(dtype=torch.int64)) % 2**32
-    return f"{describe(leaf)} with checksum {checksum:08x}"
