@@ -28,7 +28,7 @@ def page() -> str:
         "Training steps": train_step(),
         "Memory of a training step": f"{step_memory()}\n\n{remat_memory()}",
         "Compiling whole training steps": compile_models(),
-        "Several processes": distributed(),
+        "Several processes": f"{distributed()}\n\n{fsdp_memory()}\n\n{placements()}",
         "Matrix products": products(),
         "Bilinear layers": bilinear(),
         "Derivatives": f"{derivatives()}\n\n{jacobian_memory()}",
@@ -154,6 +154,41 @@ def distributed() -> str:
         "[What scaling costs](scaling.md) explains the formulas.",
         _table(header, rows),
         _machine(result),
+    )
+
+
+def fsdp_memory() -> str:
+    if (result := _load("fsdp_memory")) is None:
+        return ""
+    rows = [[name, _digits(row["state_mib"]), _digits(row["peak_mib"])] for name, row in result["results"].items()]
+    return _section(
+        "Peak memory of one of two processes in a compiled step of a deep MLP, with and without "
+        "`fnn.distributed.fsdp` (`benchmarks/fsdp_memory.py`):",
+        _table(["", "parameters and optimizer state, MiB", "peak, MiB"], rows),
+        _machine(result),
+    )
+
+
+def placements() -> str:
+    if (result := _load("placements")) is None:
+        return ""
+    rows = []
+    for count, nets in result.items():
+        for net, cases in nets.items():
+            for placement, row in cases.items():
+                name = f"{count} x {net}, {placement}"
+                if "error" in row:
+                    rows.append([name, row["backend"], row["error"].splitlines()[0], *[""] * 3])
+                    continue
+                same = "yes" if row["repeats"] else "no"
+                errors = [f"{row[of]:.0e}" for of in ("loss", "params")]
+                rows.append([name, row["backend"], *errors, same, str(row["graphs"])])
+    steps = next(row["steps"] for nets in result.values() for cases in nets.values() for row in cases.values())
+    return _section(
+        f"{steps} steps on several processes beside those of one, compiled in one graph (`tests/placement_matrix.py`): "
+        "the largest relative difference of a loss, the largest difference of a parameter, and whether a second run "
+        "gives the same bits.",
+        _table(["", "compiler", "loss", "parameters", "repeats", "graphs"], rows),
     )
 
 

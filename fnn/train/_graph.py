@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnn import tree
 from fnn.nn import Container, Layer
+from fnn.train._finite import keep_finite
 from fnn.train._state import TrainState
-from fnn.train._step import Update, keep_finite, rehearse
+from fnn.train._step import Update, rehearse
 
 _ROOMS = {"fnn.optim": "optimizer", "fnn.losses": "loss", "fnn.random": "random"}
 
