@@ -12,7 +12,7 @@ import socket
 import traceback
 
 _groups: dict = {}
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 """Seconds that a process waits for the others in an operation of all."""
 
 
