@@ -23,6 +23,14 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.fixture(autouse=True)
+def _no_process_group():
+    """A group that a test makes in this process ends with it: modules such as torch's SyncBatchNorm look for one."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture
 def fast_compile(monkeypatch):
     """Trace and differentiate as `torch.compile` does, but leave out Inductor's C++ compiler (seconds a graph)."""

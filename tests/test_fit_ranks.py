@@ -319,5 +319,5 @@ def _explained():
 def test_an_error_of_a_collective_operation_says_who_was_waiting():
     for rank, (notes, none) in enumerate(ranks.run(2, _explained)):
         assert len(notes) == 1
-        assert f"rank {rank} of 2 was waiting for the other processes for at most 30 s" in notes[0]
+        assert f"rank {rank} of 2 was waiting for the other processes for at most {ranks.TIMEOUT:g} s" in notes[0]
         assert none == []
