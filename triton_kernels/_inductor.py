@@ -1,8 +1,10 @@
 """What the operators ask of Inductor."""
 
 import hashlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch._guards import TracingContext
@@ -55,6 +57,21 @@ def tell_the_caches() -> None:
     """
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     torch.compiler.config.cache_key_tag += f" triton_kernels {hashlib.sha256(sources).hexdigest()[:8]}"
+
+
+def decompose(source: str, compositions: dict[Any, Callable[..., Any]]) -> None:
+    """Has Inductor compute operators as compositions of others, and torch's caches tell apart versions of `source`.
+
+    Called while a graph is traced, for importing Inductor takes a second; `source` is the file that defines them.
+    """
+    with _disable_current_modes():  # what an import computes is not part of the graph
+        from torch._inductor import decomposition
+
+    path = Path(source)
+    torch.compiler.config.cache_key_tag += f" {path.stem} {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    for op, composition in compositions.items():
+        decomposition.register_decomposition([op])(composition)
+    decomposition.fast_random_decomps.cache_clear()
 
 
 def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):

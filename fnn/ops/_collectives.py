@@ -11,15 +11,13 @@ the operators here, because it knows how to overlap and to bucket them.
 from __future__ import annotations
 
 import functools
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from triton_kernels._inductor import tracing
+from triton_kernels._inductor import decompose, tracing
 from triton_kernels._register import register
 
 
@@ -161,22 +159,10 @@ def _prepare() -> None:
 
 @functools.cache
 def _install() -> None:
-    """Gives Inductor torch's collectives; done while the first graph is traced, because importing it takes a second."""
-    with _disable_current_modes():  # what an import computes is not part of the graph
-        import torch.distributed._functional_collectives  # how torch's operators behave on fake tensors
-        from torch._inductor import decomposition
-    # The caches of compiled code know an operator by its name: graphs of other sources must not be found.
-    tag = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    torch.compiler.config.cache_key_tag += f" fnn::collectives {tag}"
-    kernels: dict[Any, Any] = {
-        gathered: _gather,
-        scattered: _scatter,
-        summed: _sum,
-        averaged: lambda x, count, group: x,
-    }
-    for op, kernel in kernels.items():
-        decomposition.register_decomposition([op])(kernel)
-    decomposition.fast_random_decomps.cache_clear()
+    """Gives Inductor torch's collectives."""
+    with _disable_current_modes():
+        import torch.distributed._functional_collectives  # noqa: F401  (how torch's operators behave on fake tensors)
+    decompose(__file__, {gathered: _gather, scattered: _scatter, summed: _sum, averaged: lambda x, count, group: x})
 
 
 def _vmap_along_axis(op, in_dims, x, dim, count, group):

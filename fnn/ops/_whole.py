@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fnn._placement import implicit_replication  # not torch's, which does not nest
 from fnn.ops._use import use
-from triton_kernels._inductor import tracing
+from triton_kernels._inductor import decompose, tracing
 from triton_kernels._register import register
 
 
@@ -73,14 +70,8 @@ def _fake_multiply(a, b):
 
 @functools.cache
 def _install() -> None:
-    """Tells Inductor what the operators are; done while a graph is traced, because importing it takes a second."""
-    with _disable_current_modes():
-        from torch._inductor import decomposition
-    tag = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    torch.compiler.config.cache_key_tag += f" fnn::whole {tag}"
-    decomposition.register_decomposition([identity])(lambda x, examples: x)
-    decomposition.register_decomposition([multiply])(lambda a, b: torch.matmul(a, b))
-    decomposition.fast_random_decomps.cache_clear()
+    """Tells Inductor what the operators are."""
+    decompose(__file__, {identity: lambda x, examples: x, multiply: lambda a, b: torch.matmul(a, b)})
 
 
 def _vmap_identity(op, in_dims, x, examples):
